@@ -1,0 +1,16 @@
+std = "luajit"
+-- For comments; StyLua keeps code at 110.
+max_line_length = 120
+max_string_line_length = false
+exclude_files = { "build", "lua_modules", "target" }
+
+-- The globals that msys.globals sets, and that always stand in a worker's VM.
+globals = { "_TLS", "_OSTLS" }
+read_globals = { "msys", "thread" }
+
+files["lua/msys/globals.lua"].globals = { "msys", "thread" }
+
+files["spec"].std = "+busted"
+
+-- Declarations without bodies: parameters are there for their names.
+files["types"].unused_args = false

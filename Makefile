@@ -1,0 +1,102 @@
+# What a developer runs. `make` alone lists the targets; the work is in scripts/, each usable by itself.
+
+# The specs to run: make test-lua SPEC=spec/mutex_spec.lua
+SPEC = spec
+# What the demo surveys, instead of the sources of Rust's crates: make demo DIR=/usr/share
+DIR =
+
+MSYS_TOOLS ?= $(HOME)/.cache/msys-tools
+export MSYS_TOOLS
+
+.DEFAULT_GOAL := help
+# The suites measure time and use every core: one after the other, also under -j.
+.NOTPARALLEL:
+.PHONY: help setup build rock demo test test-rust test-loom test-lua test-lua-joff test-lua-shuffle test-luajit2 \
+	test-rock check setup-check check-rust check-lua check-text format clean
+
+say = @printf '\n== %s: %s\n' '$@'
+
+help:
+	@awk -F ':[^#]*## ' '/^[a-z][a-z0-9-]*:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install LuaJIT, LuaRocks and busted, where missing
+	$(say) 'LuaJIT, LuaRocks and busted'
+	@scripts/setup.sh
+
+build: setup ## build the native module into build/lib
+	$(say) 'the native module'
+	scripts/build.sh
+
+rock: setup ## install msys into ./lua_modules with LuaRocks
+	$(say) 'luarocks make into lua_modules'
+	luarocks --lua-version 5.1 make --tree lua_modules msys-dev-1.rockspec
+
+demo: rock ## survey the sources of Rust's crates (DIR=<directory> for others) on all cores
+	$(say) 'examples/survey.lua $(DIR)'
+	LUA_PATH='lua_modules/share/lua/5.1/?.lua;lua_modules/share/lua/5.1/?/init.lua;;' \
+	LUA_CPATH='lua_modules/lib/lua/5.1/?.so;;' luajit examples/survey.lua $(DIR)
+
+test: setup build test-rust test-loom test-lua test-lua-joff test-lua-shuffle test-luajit2 test-rock ## all the tests
+
+test-rust: ## the Rust tests
+	$(say) 'cargo test'
+	cargo test --locked
+
+test-loom: ## the concurrency layer under loom, which tries every interleaving
+	$(say) 'cargo test under loom'
+	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom cargo test --locked --release --test loom
+
+test-lua: build ## the specs (SPEC=<file or directory> for some of them)
+	$(say) '$(SPEC)'
+	scripts/busted.sh $(SPEC)
+
+test-lua-joff: build ## the specs with the JIT compiler off
+	$(say) '$(SPEC) with -joff'
+	LUAJIT_FLAGS=-joff scripts/busted.sh $(SPEC)
+
+test-lua-shuffle: build ## the specs three times, in random order
+	$(say) '$(SPEC) three times in random order'
+	scripts/busted.sh --shuffle --repeat=3 $(SPEC)
+
+test-luajit2: build ## the specs on OpenResty's LuaJIT
+	$(say) "$(SPEC) on OpenResty's LuaJIT"
+	luajit2=$$(scripts/luajit2.sh) && LUAJIT=$$luajit2 scripts/busted.sh $(SPEC)
+
+test-rock: setup ## install with LuaRocks, pack a binary rock, use it where there is no Rust
+	$(say) 'a rock, made and packed'
+	scripts/test-rock.sh
+
+check: check-rust check-lua check-text ## formatting, lints and types of everything
+
+setup-check:
+	$(say) 'the tools of check, where missing'
+	@scripts/setup-check.sh
+
+check-rust check-lua check-text format: export PATH := $(MSYS_TOOLS)/bin:$(PATH)
+check-rust: setup-check ## rustfmt, clippy, cargo-deny
+	$(say) 'rustfmt, clippy, cargo-deny'
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo deny --locked check licenses bans sources
+
+check-lua: setup-check ## StyLua, luacheck, emmylua_check
+	$(say) 'StyLua, luacheck, emmylua_check'
+	stylua --check .
+	luacheck --quiet .
+	emmylua_check --config .emmyrc.json --warnings-as-errors lua types
+
+check-text: setup-check ## typos, taplo, shellcheck
+	$(say) 'typos, taplo, shellcheck'
+	typos
+	RUST_LOG=warn taplo fmt --check
+	shellcheck scripts/*.sh .ci/run
+
+format: setup-check ## rewrite Rust, Lua and TOML the way check wants them
+	$(say) 'rustfmt, StyLua, taplo'
+	cargo fmt
+	stylua .
+	RUST_LOG=warn taplo fmt
+
+clean: ## remove what was built
+	$(say) 'target, build, lua_modules'
+	rm -rf target build lua_modules

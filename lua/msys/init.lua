@@ -1,0 +1,170 @@
+--- Threads for LuaJIT that feel like a function call.
+---
+---     local msys = require "msys"
+---     local ok, sum = msys.runInPool("CPU", function() return 1 + 1 end)
+
+local native = require "msys.native"
+local scheduler = require "msys.scheduler"
+local submit = require "msys.submit"
+
+---@class msys
+---@field _TLS table  a table of the running session's own
+---@field _OSTLS table  a table of this VM's own
+local msys = {
+  _VERSION = native.version,
+  _OSTLS = {},
+  core = require "msys.core",
+  threadpool = require "msys.threadpool",
+  runInPool = submit.runInPool,
+}
+
+local function check_function(fn, name)
+  if type(fn) ~= "function" then
+    error(("%s: fn must be a function, got %s"):format(name, type(fn)), 3)
+  end
+end
+
+--- Starts a session: `fn(...)` in a coroutine that msys may suspend and resume. It begins when the scheduler next runs:
+--- in `msys.run`, `msys.poll`, or any wait of msys's.
+---@param fn function
+---@param ... any
+function msys.spawn(fn, ...)
+  check_function(fn, "msys.spawn")
+  scheduler.spawn(fn, ...)
+end
+
+local function run_result(ok, ...)
+  if not ok then
+    error((...), 0)
+  end
+  return ...
+end
+
+--- Runs until no session is left and no completion of this VM is awaited. With a function, runs that as a session too, gives
+--- what it returned, and raises what it raised. Jobs sent with `true` are not waited for.
+---@param fn? function
+---@param ... any
+---@return any ...
+function msys.run(fn, ...)
+  if fn ~= nil then
+    check_function(fn, "msys.run")
+  end
+  if scheduler.current() then
+    error("msys.run: called inside a session, which would wait for itself", 2)
+  end
+  if fn == nil then
+    scheduler.run()
+    return
+  end
+  local results
+  local function pack(...)
+    results = { n = select("#", ...), ... }
+  end
+  scheduler.spawn(function(...)
+    pack(pcall(fn, ...))
+  end, ...)
+  scheduler.run()
+  return run_result(unpack(results, 1, results.n))
+end
+
+--- Waits: suspends the session, or blocks where that cannot be (other sessions go on in either case).
+---@async
+---@param seconds number  fractions allowed
+function msys.sleep(seconds)
+  if type(seconds) ~= "number" then
+    error("msys.sleep: seconds must be a number, got " .. type(seconds), 2)
+  elseif not (seconds >= 0) then
+    error("msys.sleep: seconds must not be negative, got " .. seconds, 2)
+  end
+  scheduler.sleep(seconds)
+end
+
+--- Lets other sessions run.
+---@async
+function msys.yield()
+  scheduler.yield()
+end
+
+--- Whether the running code can be suspended: it is in a session, and no C function or foreign coroutine is in the way.
+---@return boolean
+function msys.asyncOk()
+  return scheduler.can_suspend()
+end
+
+--- Runs what is ready, without waiting; for a foreign event loop, when `msys.fd()` is readable.
+---@return integer count  of sessions and events handled
+function msys.poll()
+  return scheduler.poll()
+end
+
+--- A file descriptor that is readable when `msys.poll` has work.
+---@return integer
+function msys.fd()
+  local fd, text = native.fd()
+  if not fd then
+    error("msys.fd: " .. tostring(text), 2)
+  end
+  native.watch(not scheduler.is_idle())
+  return fd
+end
+
+--- Prints a failure that nobody waits for.
+local function print_error(err, info)
+  local of = info.job and (" in job %d%s of pool %s"):format(info.job, info.name and (" %q"):format(info.name) or "", info.pool)
+    or ""
+  local text = info.traceback or tostring(err)
+  if type(err) ~= "string" then
+    text = tostring(err) .. text
+  end
+  io.stderr:write(("msys: error%s: %s\n"):format(of, text))
+end
+
+local handler = print_error
+
+local function report(err, info)
+  local ok, fail = xpcall(handler, debug.traceback, err, info)
+  if not ok then
+    print_error(err, info)
+    io.stderr:write(("msys: error in the handler of msys.onError: %s\n"):format(tostring(fail)))
+  end
+end
+
+if not native.is_worker then
+  --- Sets what is called with `err, info` for a failure that nobody waits for: of an asynchronous job, a completion, a
+  --- session. nil: back to printing it to stderr. Gives the handler that it replaces.
+  ---@param fn? fun(err: any, info: table)
+  ---@return fun(err: any, info: table)
+  function msys.onError(fn)
+    if fn ~= nil then
+      check_function(fn, "msys.onError")
+    end
+    local old = handler
+    handler = fn or print_error
+    return old
+  end
+
+  scheduler.setup(report)
+  submit.report = report
+
+  -- FFI finalizers run before those of userdata when a state closes: the user's files are still open.
+  local ok, ffi = pcall(require, "ffi")
+  if ok then
+    msys._exit = ffi.gc(ffi.new "char[1]", scheduler.drain)
+  else
+    msys._exit = newproxy(true)
+    getmetatable(msys._exit).__gc = scheduler.drain
+  end
+else
+  --- A worker has no handler of its own: its failures go to the host's.
+  function msys.onError()
+    error("msys.onError: only the host has a handler; failures in workers are reported there", 2)
+  end
+end
+
+return setmetatable(msys, {
+  __index = function(_, key)
+    if key == "_TLS" then
+      return scheduler.tls()
+    end
+  end,
+})

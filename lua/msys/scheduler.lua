@@ -1,0 +1,467 @@
+--- Sessions, and the loop that runs them. One for each VM: the host's and a worker's differ only in that a worker's `next`
+--- also gives jobs. Policy is here; queues and waiting are in Rust (`src/vm.rs`).
+---
+--- A **ticket** is a number for something awaited. Whoever waits for it stands in `waiting`: a session, which is resumed
+--- with the values; a completion, which is run with them; or a pump, that is a wait that cannot suspend and so runs the
+--- loop itself until its values have arrived.
+
+local native = require "msys.native"
+
+local co_create, co_resume, co_yield = coroutine.create, coroutine.resume, coroutine.yield
+local co_running, isyieldable = coroutine.running, coroutine.isyieldable
+local select, unpack, type, xpcall, traceback = select, unpack, type, xpcall, debug.traceback
+local next_event = native.next
+
+-- The loop calls C functions and resumes coroutines, which are not compiled; and after a signal the interpreter has to be
+-- the one to go on, since only it looks for the hook with which the host says "interrupted!".
+jit.off(true, true)
+
+local scheduler = {}
+
+-- Kinds of events, as in src/host/jobs.rs.
+local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST = 0, 1, 2, 3, 4, 5, 6
+
+--- What a coroutine yields: a session that waits (with its ticket), and one that has ended.
+local WAIT, DONE = {}, {}
+--- Stands in `waiting` for a pump.
+local PUMP = {}
+
+--- How many ended sessions are kept for new ones.
+local SPARE = 256
+--- How many events one `poll` handles before it lets the foreign loop have its turn.
+local POLL_MOST = 1000
+
+---@class msys.Session
+---@field co thread
+---@field tls table
+---@field slot? integer  the job that it is, on a worker
+---@field args? table    what it starts with, until it does
+---@field counted? boolean  msys.run waits for it
+
+---@type msys.Session?
+local current
+local waiting, arrived = {}, {}
+--- Tickets of timers, which a fork's child still has.
+local timed = {}
+local tickets = 0
+local ready, first, last = {}, 1, 0
+local spare = {}
+--- Sessions spawned and not ended; completions awaited or running.
+local sessions, completions = 0, 0
+--- The last wait was interrupted by a signal, and nothing has run since.
+local interrupted = false
+--- Where `_TLS` is a global: there, and what it is outside of sessions.
+local tls_home, main_tls = nil, {}
+
+--- What a worker adds: `start_job(slot)` and `report(err, info)`. A host reports to its handler.
+local start_job, report
+
+--- A failure inside a session, with the traceback of where it was raised.
+local Failure = {}
+Failure.__index = Failure
+
+--- The message handler of every session.
+local function failure(err)
+  local text = type(err) == "string" and err or ""
+  return setmetatable({ err = err, traceback = traceback(text, 2) }, Failure)
+end
+scheduler.failure = failure
+
+--- The error value and the info table of a failure.
+---@param fail any  what `xpcall` gave
+---@param extra? table  fields for info
+---@return any err
+---@return table info
+function scheduler.explain(fail, extra)
+  local info = extra or {}
+  local err = fail
+  if getmetatable(fail) == Failure then
+    err = fail.err
+    -- Below the job's own function there are only frames of msys.
+    info.traceback = fail.traceback:gsub("\n\t%[C%]: in function 'xpcall'\n\t[^\n]*msys[^\n]*.*$", "")
+  end
+  info.traceback = info.traceback or tostring(err)
+  info.kind = info.kind or (err == "not enough memory" and "memory" or "error")
+  return err, info
+end
+
+local function set_tls(session)
+  if tls_home then
+    tls_home._TLS = session and session.tls or main_tls
+  end
+end
+
+--- Makes `_TLS` a field of `home` that follows the session; for a VM whose globals are ours or were asked for.
+---@param home table
+function scheduler.keep_tls_in(home)
+  tls_home = home
+  set_tls(current)
+end
+
+---@return table
+function scheduler.tls()
+  return current and current.tls or main_tls
+end
+
+---@return msys.Session?
+function scheduler.current()
+  return current
+end
+
+---@return boolean
+function scheduler.is_idle()
+  return first > last
+end
+
+---@return integer
+function scheduler.new_ticket()
+  tickets = tickets + 1
+  return tickets
+end
+
+local function push_ready(session)
+  last = last + 1
+  ready[last] = session
+end
+
+local function resumed(session, previous, ok, tag)
+  current = previous
+  set_tls(previous)
+  if tag == WAIT then
+    return
+  elseif tag == DONE then
+    session.slot = nil
+    if session.counted then
+      session.counted = nil
+      sessions = sessions - 1
+    end
+    if #spare < SPARE then
+      spare[#spare + 1] = session
+    end
+  elseif ok then
+    -- A plain coroutine.yield of the user's is a yield to the scheduler.
+    push_ready(session)
+  else
+    -- Sessions protect what they run, so this is a failure of the scheduler's own, or of memory.
+    if session.counted then
+      sessions = sessions - 1
+    end
+    report(scheduler.explain(tag))
+  end
+end
+
+local function resume(session, ...)
+  local previous = current
+  current = session
+  set_tls(session)
+  return resumed(session, previous, co_resume(session.co, ...))
+end
+
+--- The body of every session's coroutine, which serves one after the other.
+local function body(run, ...)
+  run(...)
+  return body(co_yield(DONE))
+end
+
+---@return msys.Session
+local function take_session()
+  local session = spare[#spare]
+  if session then
+    spare[#spare] = nil
+    session.tls = {}
+    return session
+  end
+  return { co = co_create(body), tls = {} }
+end
+
+--- Runs `run(...)` as a new session, now.
+function scheduler.start(run, ...)
+  return resume(take_session(), run, ...)
+end
+
+local function run_spawned(fn, ...)
+  local ok, fail = xpcall(fn, failure, ...)
+  if not ok then
+    report(scheduler.explain(fail))
+  end
+end
+
+--- Starts a session when the loop next runs.
+---@param fn function
+function scheduler.spawn(fn, ...)
+  local session = take_session()
+  session.args = { n = select("#", ...) + 1, fn, ... }
+  session.counted = true
+  sessions = sessions + 1
+  push_ready(session)
+end
+
+local function run_completion(ticket, fn, ...)
+  local ok, fail = xpcall(fn, failure, ...)
+  completions = completions - 1
+  if not ok then
+    report(scheduler.explain(fail))
+  end
+  native.settle(ticket)
+end
+
+--- Runs `fn` with the outcome of `ticket`.
+---@param ticket integer
+---@param fn function
+function scheduler.on_outcome(ticket, fn)
+  completions = completions + 1
+  waiting[ticket] = fn
+end
+
+--- Takes back a wait or a completion for something that was not sent after all.
+---@param ticket integer
+function scheduler.forget(ticket)
+  if type(waiting[ticket]) == "function" then
+    completions = completions - 1
+  end
+  waiting[ticket] = nil
+end
+
+local function complete(ticket, ...)
+  local waiter = waiting[ticket]
+  waiting[ticket] = nil
+  if waiter == PUMP then
+    arrived[ticket] = { n = select("#", ...), ... }
+  elseif type(waiter) == "function" then
+    return scheduler.start(run_completion, ticket, waiter, ...)
+  elseif waiter then
+    return resume(waiter, ...)
+  end
+end
+
+--- Runs the sessions that are ready now, and not those that become so meanwhile; gives their number.
+local function run_ready()
+  local from, to = first, last
+  for place = from, to do
+    local session = ready[place]
+    ready[place] = nil
+    first = place + 1
+    local args = session.args
+    if args then
+      session.args = nil
+      resume(session, run_spawned, unpack(args, 1, args.n))
+    else
+      resume(session)
+    end
+  end
+  if first > last then
+    first, last = 1, 0
+  end
+  return to - from + 1
+end
+
+--- In a child process: what was sent to the parent's threads does not come back here.
+local function lose_everything()
+  local text = "msys: the job is not in this process, which is a fork's child"
+  local lost = waiting
+  waiting, completions = {}, 0
+  for ticket, waiter in pairs(lost) do
+    if timed[ticket] then
+      waiting[ticket] = waiter
+    elseif type(waiter) ~= "function" then
+      if waiter == PUMP then
+        arrived[ticket] = { n = 3, false, text, { kind = "shutdown", traceback = text } }
+      else
+        resume(waiter, false, text, { kind = "shutdown", traceback = text })
+      end
+    end
+  end
+end
+scheduler.lose_everything = lose_everything
+
+--- Handles what `next` gave; false when a worker is to end.
+local function handle(kind, ...)
+  interrupted = false
+  if kind == OUTCOME then
+    complete(...)
+  elseif kind == JOB then
+    start_job(...)
+  elseif kind == REPORT then
+    local _, err, info = ...
+    report(err, info)
+  elseif kind == NOTHING then
+    interrupted = (...)
+  elseif kind == REQUIRE then
+    local name = ...
+    -- If it fails, decoding the event fails, and says which module is not there.
+    pcall(require, name)
+    native.module_loaded(name)
+  elseif kind == LOST then
+    lose_everything()
+  elseif kind == END then
+    return false
+  end
+  return true
+end
+
+local pump
+
+local function pumped(ticket, kind, number, ...)
+  if kind == OUTCOME and number == ticket then
+    waiting[ticket] = nil
+    return ...
+  end
+  if not handle(kind, number, ...) then
+    waiting[ticket] = nil
+    error("msys: the pool ends while this job waits", 0)
+  end
+  return pump(ticket)
+end
+
+--- Waits without suspending: runs the loop until the ticket's values are here.
+function pump(ticket)
+  if first <= last and not arrived[ticket] then
+    run_ready()
+  end
+  local values = arrived[ticket]
+  if values then
+    arrived[ticket] = nil
+    return unpack(values, 1, values.n)
+  end
+  return pumped(ticket, next_event(first > last))
+end
+
+--- Whether the running code can suspend its session. In a host, a coroutine that the user made cannot: its resumer would
+--- take our yield for the user's. In a worker, `coroutine.resume` is ours.
+local function can_suspend()
+  return current ~= nil and isyieldable() and (native.is_worker or co_running() == current.co)
+end
+scheduler.can_suspend = can_suspend
+
+--- Waits for the values of `ticket`; its session is suspended, or if that cannot be, the loop is run from here.
+---@async
+---@param ticket integer
+---@return any ...
+function scheduler.wait(ticket)
+  if can_suspend() then
+    waiting[ticket] = current
+    return co_yield(WAIT, ticket)
+  end
+  waiting[ticket] = PUMP
+  return pump(ticket)
+end
+
+--- Lets others run.
+---@async
+function scheduler.yield()
+  if can_suspend() then
+    push_ready(current)
+    co_yield(WAIT)
+  else
+    run_ready()
+    handle(next_event(false))
+  end
+end
+
+--- Waits for a time.
+---@async
+---@param seconds number
+function scheduler.sleep(seconds)
+  local ticket = scheduler.new_ticket()
+  native.timer(seconds, ticket)
+  timed[ticket] = true
+  scheduler.wait(ticket)
+  timed[ticket] = nil
+end
+
+--- Runs what is ready, without waiting.
+---@return integer count  of sessions run and events handled
+function scheduler.poll()
+  native.acknowledge()
+  local count = run_ready()
+  local function more(kind, ...)
+    if kind == NOTHING then
+      return false
+    end
+    count = count + 1
+    handle(kind, ...)
+    return count < POLL_MOST
+  end
+  while more(next_event(false)) do
+  end
+  native.watch(first <= last or count >= POLL_MOST)
+  return count
+end
+
+--- Runs until no session is left and no completion is awaited.
+function scheduler.run()
+  while sessions > 0 or completions > 0 do
+    run_ready()
+    if sessions > 0 or completions > 0 then
+      handle(next_event(first > last))
+    end
+  end
+end
+
+--- One turn of the loop; false when a worker is to end.
+---@return boolean
+function scheduler.step()
+  run_ready()
+  return handle(next_event(first > last))
+end
+
+--- A worker's life.
+function scheduler.serve()
+  while scheduler.step() do
+  end
+end
+
+--- How long an exit waits in silence, in seconds.
+local SILENCE = 2
+
+--- Finishes the asynchronous jobs that were accepted; for the end of a host. An interrupt has ended that wait already.
+function scheduler.drain()
+  if interrupted or native.pending() == 0 then
+    return
+  end
+  local ticket = scheduler.new_ticket()
+  native.timer(SILENCE, ticket)
+  waiting[ticket] = function()
+    -- Not a completion that anybody counts.
+    completions = completions + 1
+    io.stderr:write(("msys: the exit waits for %d asynchronous jobs; Ctrl-C ends it\n"):format(native.pending()))
+  end
+  while native.pending() > 0 do
+    run_ready()
+    if native.pending() > 0 then
+      handle(next_event(first > last))
+    end
+  end
+end
+
+--- Sets what a VM does with jobs (workers only) and with failures that nobody waits for.
+---@param on_report fun(err: any, info: table)
+---@param on_job? fun(slot: integer, new_paths: boolean)
+function scheduler.setup(on_report, on_job)
+  report, start_job = on_report, on_job
+end
+
+--- For a worker's `coroutine.resume`: passes a session's wait through a coroutine that the user made.
+local function pass(co, ok, tag, ...)
+  if tag ~= WAIT then
+    return ok, tag, ...
+  end
+  local ticket = ...
+  if isyieldable() then
+    return pass(co, co_resume(co, co_yield(WAIT, ticket)))
+  elseif ticket then
+    -- A C function stands between the coroutine and its session: the wait goes on here.
+    waiting[ticket] = PUMP
+    return pass(co, co_resume(co, pump(ticket)))
+  end
+  return pass(co, co_resume(co))
+end
+
+---@param co thread
+---@return boolean ok
+---@return any ...
+function scheduler.resume(co, ...)
+  return pass(co, co_resume(co, ...))
+end
+
+return scheduler

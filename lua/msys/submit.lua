@@ -1,0 +1,197 @@
+--- `msys.runInPool`: what the caller gave, checked; the job, sent; the outcome, awaited.
+
+local core = require "msys.core"
+local names = require "msys.names"
+local native = require "msys.native"
+local refusal = require "msys.refusal"
+local scheduler = require "msys.scheduler"
+local threadpool = require "msys.threadpool"
+
+local error, select, type, unpack = error, select, type, unpack
+local new_ticket, is_idle, current = scheduler.new_ticket, scheduler.is_idle, scheduler.current
+local native_submit = native.submit
+
+jit.off(true, true)
+
+local submit = {}
+
+-- Modes and flags, as in src/host/jobs.rs.
+local SYNC, ASYNC, SCHEDULED = 0, 1, 2
+local QUIET, SCANNED = 1, 2
+
+local SCHED = core.ECTP_COMPLETE_CALLBACK_SCHED
+
+--- Options that later versions give a meaning; until then they are refused, and not ignored.
+local NOT_YET = { timeout = true, cancel = true }
+local OPTION_TYPES = {
+  args = "table",
+  async = "boolean",
+  completion = "function",
+  mode = "number",
+  name = "string",
+  in_place = "boolean",
+}
+
+local path, cpath
+
+--- Tells Rust where this host's `require` looks, when that has changed.
+local function follow_paths()
+  path, cpath = package.path, package.cpath
+  native.set_paths(path, cpath)
+end
+
+--- The value that cannot cross, in words.
+local function refused(value, closure, completion, ...)
+  local roots = { { name = "the closure", value = closure } }
+  if completion ~= nil then
+    roots[#roots + 1] = { name = "the completion", value = completion }
+  end
+  for place = 1, select("#", ...) do
+    roots[#roots + 1] = { name = "argument " .. place, value = (select(place, ...)) }
+  end
+  return "cannot send " .. refusal.explain(roots, value)
+end
+
+--- Sends a job. Gives its id, or nil, a reason and a text: "shutdown" is an outcome, the rest is raised.
+---@async
+local function send(flags, pool, mode, ticket, name, closure, completion, ...)
+  local session = current()
+  local id, reason, value =
+    native_submit(pool, mode, ticket, session and session.slot, name, flags, closure, completion, ...)
+  if id then
+    return id
+  elseif reason == "scan" then
+    names.scan()
+    return send(SCANNED, pool, mode, ticket, name, closure, completion, ...)
+  elseif reason == "full" then
+    local room = new_ticket()
+    native.await_room(pool, room)
+    scheduler.wait(room)
+    return send(flags, pool, mode, ticket, name, closure, completion, ...)
+  elseif reason == "lost" then
+    scheduler.lose_everything()
+    return send(flags, pool, mode, ticket, name, closure, completion, ...)
+  elseif reason == "refused" then
+    return nil, reason, refused(value, closure, completion, ...)
+  end
+  threadpool.forget(pool)
+  return nil, reason, tostring(value)
+end
+
+--- The outcome of a job that a pool that was shut down did not take.
+local function shut_down(text, pool)
+  return false, text, { kind = "shutdown", pool = threadpool.name_of(pool), traceback = text }
+end
+
+--- Checks an options table; gives its fields, or nil and what is wrong.
+local function check_options(options)
+  for key, value in pairs(options) do
+    if NOT_YET[key] then
+      return nil, ("option '%s' is not available yet"):format(key)
+    elseif not OPTION_TYPES[key] then
+      return nil, ("unknown option '%s', expected one of args, async, completion, in_place, mode, name"):format(tostring(key))
+    elseif type(value) ~= OPTION_TYPES[key] then
+      return nil, ("option '%s' must be a %s, got %s"):format(key, OPTION_TYPES[key], type(value))
+    end
+  end
+  local args = options.args
+  if args and args.n ~= nil and (type(args.n) ~= "number" or args.n < 0 or args.n > 7000 or args.n % 1 ~= 0) then
+    return nil, "option 'args' has an 'n' that is no count"
+  end
+  if options.async == false and options.completion then
+    return nil, "option 'completion' needs an asynchronous job, and 'async' is false"
+  end
+  return true
+end
+
+--- Runs a job as `options` say, with the arguments behind.
+---@async
+local function run(pool, closure, async, completion, mode, name, ...)
+  if path ~= package.path or cpath ~= package.cpath then
+    if not native.is_worker then
+      follow_paths()
+    end
+  end
+  local ticket = new_ticket()
+  local how, in_pool = SYNC, nil
+  if completion and mode == SCHED then
+    how = SCHEDULED
+    scheduler.on_outcome(ticket, completion)
+  elseif completion or async then
+    how, in_pool = ASYNC, completion
+  end
+  -- A synchronous job of a worker's own pool is most likely the next that this worker runs: no other need be woken.
+  local flags = (how == SYNC and is_idle()) and QUIET or 0
+  local id, reason, text = send(flags, pool, how, ticket, name, closure, in_pool, ...)
+  if id then
+    if how == SYNC then
+      return nil, scheduler.wait(ticket)
+    end
+    return nil
+  end
+  scheduler.forget(ticket)
+  if reason ~= "shutdown" then
+    return text
+  elseif how == SYNC then
+    return nil, shut_down(text, pool)
+  elseif completion then
+    scheduler.spawn(completion, shut_down(text, pool))
+  else
+    local _, err, info = shut_down(text, pool)
+    submit.report(err, info)
+  end
+  return nil
+end
+
+--- Raises at the caller's line what `run` refused, or gives what it gave.
+local function checked(text, ...)
+  if text then
+    error("msys.runInPool: " .. text, 3)
+  end
+  return ...
+end
+
+--- Runs a closure in a pool. Closure, upvalues and arguments are copied when the call is made.
+---
+--- `third` is nil or false: waits, and gives `true, results...` or `false, err, info`. `true`: does not wait. A function:
+--- does not wait, and calls it with the outcome, in the pool, or with `mode` `ECTP_COMPLETE_CALLBACK_SCHED` on this VM's
+--- scheduler. A table: options.
+---@async
+---@param pool string|integer|msys.Pool
+---@param closure function
+---@param third? boolean|function|msys.Options
+---@param mode? integer
+---@return boolean? ok
+---@return any ...
+function submit.runInPool(pool, closure, third, mode)
+  local id = threadpool.ids[pool] or threadpool.resolve(pool)
+  if not id then
+    error("msys.runInPool: " .. threadpool.unknown(pool), 2)
+  end
+  if type(closure) ~= "function" then
+    error("msys.runInPool: closure must be a Lua function, got " .. type(closure), 2)
+  end
+  local kind = type(third)
+  if not third then
+    return checked(run(id, closure))
+  elseif third == true then
+    return checked(run(id, closure, true))
+  elseif kind == "function" then
+    return checked(run(id, closure, true, third, mode))
+  elseif kind ~= "table" then
+    error(
+      "msys.runInPool: the third argument must be nil, a boolean, a completion function or an options table, got " .. kind,
+      2
+    )
+  end
+  local fine, text = check_options(third)
+  if not fine then
+    error("msys.runInPool: " .. text, 2)
+  end
+  local args = third.args or {}
+  return checked(
+    run(id, closure, third.async, third.completion, third.mode, third.name, unpack(args, 1, args.n or #args))
+  )
+end
+
+return submit

@@ -1,0 +1,217 @@
+--- What a worker VM adds to the scheduler: its globals, its jobs, and `coroutine` functions through which sessions can wait.
+---
+--- `src/worker.rs` requires this in each new worker VM, and calls `serve`.
+
+local msys = require "msys"
+local names = require "msys.names"
+local native = require "msys.native"
+local refusal = require "msys.refusal"
+local scheduler = require "msys.scheduler"
+
+local error, select, setmetatable, type, xpcall = error, select, setmetatable, type, xpcall
+local native_open, native_finish = native.open, native.finish
+local current, failure = scheduler.current, scheduler.failure
+
+jit.off(true, true)
+
+local worker = {}
+
+--- Modules that could not be loaded, and why.
+local unloadable = {}
+
+--- Loads a module that a message names.
+local function load_module(name)
+  if unloadable[name] == nil then
+    local ok, err = pcall(require, name)
+    unloadable[name] = not ok and tostring(err) or false
+  end
+  if unloadable[name] then
+    local text = unloadable[name]
+    -- The next job tries again: files come and go.
+    unloadable[name] = nil
+    error(("msys.runInPool: module '%s' cannot be loaded in the worker: %s"):format(name, text), 0)
+  end
+  native.module_loaded(name)
+end
+
+--- Calls a job's closure, as decoded from its message.
+local function call(session, slot, closure, completion, ...)
+  if type(closure) == "string" then
+    load_module(closure)
+    return call(session, slot, native_open(slot))
+  end
+  session.completion = completion
+  return closure(...)
+end
+
+local function open(session, slot)
+  return call(session, slot, native_open(slot))
+end
+
+--- What of a job's values cannot cross, in words.
+local function unsendable(value, ok, ...)
+  if not ok then
+    local err = ...
+    return ("cannot send the error value (%s): %s"):format(refusal.kind_of(value), tostring(err))
+  end
+  local roots = {}
+  for place = 1, select("#", ...) do
+    roots[place] = { name = "result " .. place, value = (select(place, ...)) }
+  end
+  return "msys.runInPool: cannot send " .. refusal.explain(roots, value)
+end
+
+--- Sends an outcome; one that cannot cross becomes a failure of kind "unsendable".
+local function finish(scanned, slot, ok, ...)
+  local sent, reason, value = native_finish(slot, scanned, ok, ...)
+  if sent then
+    return
+  elseif reason == "scan" then
+    names.scan()
+    return finish(true, slot, ok, ...)
+  end
+  local text = reason == "refused" and unsendable(value, ok, ...) or tostring(value)
+  local kind = reason == "refused" and "unsendable" or "memory"
+  local id, pool, name = native.describe(slot)
+  local old = not ok and select(2, ...)
+  local info = { kind = kind, pool = pool, job = id, name = name, traceback = old and old.traceback or text }
+  return finish(true, slot, false, text, info)
+end
+
+--- Reports a failure that nobody waits for to the host in whose name this worker works.
+local function report(err, info)
+  local session = current()
+  local slot = session and session.slot
+  local sent, reason, value = native.report(slot, false, false, err, info)
+  if not sent and reason == "scan" then
+    names.scan()
+    sent, reason, value = native.report(slot, true, false, err, info)
+  end
+  if not sent then
+    local text = reason == "refused" and unsendable(value, false, err) or tostring(value)
+    native.report(slot, true, false, text, { kind = "unsendable", traceback = info.traceback or text })
+  end
+end
+
+--- The info table's fields of a job.
+local function about(slot)
+  local id, pool, name = native.describe(slot)
+  return { pool = pool, job = id, name = name }
+end
+
+local function complete(slot, completion, ...)
+  local ok, fail = xpcall(completion, failure, ...)
+  if not ok then
+    report(scheduler.explain(fail, about(slot)))
+  end
+end
+
+--- Ends a job with what its closure gave.
+local function ended(session, slot, ok, ...)
+  local completion = session.completion
+  if ok then
+    if completion then
+      session.completion = nil
+      complete(slot, completion, true, ...)
+    end
+    return finish(false, slot, true, ...)
+  end
+  local err, info = scheduler.explain((...), about(slot))
+  if completion then
+    -- The completion has the outcome, so the failure is not reported a second time.
+    session.completion = nil
+    complete(slot, completion, false, err, info)
+    return finish(false, slot, true)
+  end
+  return finish(false, slot, false, err, info)
+end
+
+local function run_job(slot)
+  local session = current()
+  session.slot = slot
+  return ended(session, slot, xpcall(open, failure, session, slot))
+end
+
+local function start_job(slot, new_paths)
+  if new_paths then
+    local path, cpath = native.paths_of(slot)
+    if path then
+      package.path, package.cpath = path, cpath
+    end
+  end
+  return scheduler.start(run_job, slot)
+end
+
+--- `coroutine.resume` and `coroutine.wrap` of a worker: a wait inside a coroutine suspends the session around it.
+local function wrap_result(ok, ...)
+  if not ok then
+    error((...), 3)
+  end
+  return ...
+end
+
+local function install_coroutines()
+  local create = coroutine.create
+  coroutine.resume = scheduler.resume
+  coroutine.wrap = function(fn)
+    local co = create(fn)
+    return function(...)
+      return wrap_result(scheduler.resume(co, ...))
+    end
+  end
+end
+
+local function open_init()
+  local init = native.open_init()
+  if type(init) == "string" then
+    load_module(init)
+    return open_init()
+  end
+  init()
+end
+
+--- Runs the pool's init as a session, with jobs that it waits for, and nothing else; gives nil, or why it failed.
+local function run_init()
+  local done, text = false, nil
+  scheduler.start(function()
+    local ok, fail = xpcall(function()
+      open_init()
+    end, failure)
+    if not ok then
+      local err = scheduler.explain(fail)
+      text = tostring(err)
+    end
+    done = true
+  end)
+  while not done do
+    if not scheduler.step() then
+      return "the pool ended"
+    end
+  end
+  return text
+end
+
+--- A worker's life, from its globals to its end.
+function worker.serve()
+  local globals = package.loaded._G
+  globals.msys = msys
+  globals._OSTLS = msys._OSTLS
+  scheduler.keep_tls_in(globals)
+  install_coroutines()
+  scheduler.setup(report, start_job)
+  names.scan()
+  if native.has_init() then
+    local text = run_init()
+    if text then
+      text = ("init of pool '%s' failed: %s"):format(native.pool_name(), text)
+      if not native.init_failed(text) then
+        report(text, { kind = "error", traceback = text, pool = native.pool_name() })
+      end
+      return
+    end
+    native.init_done()
+  end
+  return scheduler.serve()
+end
+
+return worker

@@ -1,0 +1,210 @@
+//! LuaJIT's dump format, as far as a factory needs it (format: LuaJIT's `lj_bcdump.h`).
+//!
+//! Called by `functions`. Knows bytes only, no VM.
+//!
+//! ```text
+//! dump   = ESC 'L' 'J' version flags [namelen name] proto* 0        version: one byte, the others: ULEB128
+//! proto  = length body                                              children stand before their parent
+//! body   = flags numparams framesize numuv  numkgc numkn numbc      four bytes, then three ULEB128
+//!          [debuglen [firstline numline]]  bytecode[4*numbc]  upvalues[2*numuv]  constants  debug
+//! ```
+//! The brackets of `namelen` and `debuglen` are absent in a stripped dump.
+//!
+//! A **factory** is a dump whose main function makes a closure over one fixed prototype: the last prototype of a
+//! dumped function spliced under the main function of [`template_source`]. Loading it once and calling it many times
+//! gives closures that share their prototype, and so its compiled traces, but each have cells of their own. For that
+//! the child's upvalues must say "local slot i of the parent, mutable", which is what the template's own child says:
+//! its `2*numuv` bytes replace the child's. The prototype's code is untouched.
+
+/// First bytes of every dump, and the one version whose layout is known here.
+const MAGIC: [u8; 3] = [0x1b, b'L', b'J'];
+const VERSION: u8 = 2;
+const FLAG_BIG_ENDIAN: u64 = 1;
+const FLAG_STRIPPED: u64 = 2;
+/// All flags that this file understands: endianness, strip, FFI, two-slot frames, deterministic.
+const FLAGS_KNOWN: u64 = 1 | 2 | 4 | 8 | 0x8000_0000;
+
+/// Lua source of a function that makes closures with `upvalues` upvalues; its dump is the donor of a factory.
+pub fn template_source(upvalues: usize) -> String {
+    if upvalues == 0 {
+        return "return function() end".to_owned();
+    }
+    let names: Vec<String> = (1..=upvalues).map(|i| format!("u{i}")).collect();
+    let names = names.join(",");
+    format!("local {names} return function() {names} = {names} end")
+}
+
+/// The parts of a template's dump that a factory takes over.
+#[derive(Debug)]
+pub struct Template {
+    /// The main prototype with its length prefix.
+    parent: Vec<u8>,
+    /// The child's upvalue descriptions.
+    upvalues: Vec<u8>,
+    flags: u64,
+}
+
+impl Template {
+    /// Reads the dump of [`template_source`]; `None` where the format is not the known one.
+    pub fn new(dump: &[u8]) -> Option<Self> {
+        let parsed = Dump::parse(dump)?;
+        let [child, parent] = parsed.protos.as_slice() else { return None };
+        Some(Self {
+            parent: dump.get(parent.start..parent.end)?.to_vec(),
+            upvalues: dump.get(child.upvalues_at..child.upvalues_at + child.upvalues_len)?.to_vec(),
+            flags: parsed.flags,
+        })
+    }
+
+    /// The factory of the function dumped in `dump`; `None` where it cannot be spliced (then load `dump` itself).
+    pub fn splice(&self, dump: &[u8]) -> Option<Vec<u8>> {
+        let parsed = Dump::parse(dump)?;
+        let main = parsed.protos.last()?;
+        let layout = !(4 | 0x8000_0000);
+        if main.upvalues_len != self.upvalues.len() || parsed.flags & layout != self.flags & layout {
+            return None;
+        }
+        let mut out = Vec::with_capacity(dump.len() + self.parent.len());
+        out.extend_from_slice(dump.get(..main.upvalues_at)?);
+        out.extend_from_slice(&self.upvalues);
+        out.extend_from_slice(dump.get(main.upvalues_at + main.upvalues_len..main.end)?);
+        out.extend_from_slice(&self.parent);
+        out.push(0);
+        Some(out)
+    }
+}
+
+/// How many upvalues the function dumped in `dump` has; `None` where the format is not the known one.
+pub fn upvalue_count(dump: &[u8]) -> Option<usize> {
+    Some(Dump::parse(dump)?.protos.last()?.upvalues_len / 2)
+}
+
+/// Where one prototype stands in its dump.
+#[derive(Debug)]
+struct Proto {
+    /// Offset of the length prefix.
+    start: usize,
+    /// Offset behind the last byte.
+    end: usize,
+    upvalues_at: usize,
+    upvalues_len: usize,
+}
+
+#[derive(Debug)]
+struct Dump {
+    flags: u64,
+    protos: Vec<Proto>,
+}
+
+impl Dump {
+    fn parse(dump: &[u8]) -> Option<Self> {
+        let mut at = Cursor { bytes: dump, pos: 0 };
+        if at.take(3)? != MAGIC || at.byte()? != VERSION {
+            return None;
+        }
+        let flags = at.uleb()?;
+        if flags & !FLAGS_KNOWN != 0 || (flags & FLAG_BIG_ENDIAN != 0) != cfg!(target_endian = "big") {
+            return None;
+        }
+        let stripped = flags & FLAG_STRIPPED != 0;
+        if !stripped {
+            let name = at.length()?;
+            at.take(name)?;
+        }
+        let mut protos = Vec::new();
+        loop {
+            let start = at.pos;
+            let length = at.length()?;
+            if length == 0 {
+                return (at.pos == dump.len() && !protos.is_empty()).then_some(Self { flags, protos });
+            }
+            let end = at.pos.checked_add(length)?;
+            let body = at.take(length)?;
+            let (upvalues_at, upvalues_len) = upvalues_of(body, stripped)?;
+            let body_at = end - length;
+            protos.push(Proto { start, end, upvalues_at: body_at + upvalues_at, upvalues_len });
+        }
+    }
+}
+
+/// Offset and length in bytes of the upvalue descriptions in one prototype's body.
+fn upvalues_of(body: &[u8], stripped: bool) -> Option<(usize, usize)> {
+    let mut at = Cursor { bytes: body, pos: 0 };
+    at.take(3)?; // flags, parameters, frame size
+    let upvalues = usize::from(at.byte()?) * 2;
+    at.uleb()?; // collectable constants
+    at.uleb()?; // numeric constants
+    let code = at.length()?.checked_mul(4)?;
+    if !stripped && at.uleb()? != 0 {
+        at.uleb()?; // first line
+        at.uleb()?; // number of lines
+    }
+    at.take(code)?;
+    let upvalues_at = at.pos;
+    at.take(upvalues)?;
+    Some((upvalues_at, upvalues))
+}
+
+/// A bounds-checked reader: every method gives `None` at the end of the bytes.
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    pos: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let end = self.pos.checked_add(len)?;
+        let taken = self.bytes.get(self.pos..end)?;
+        self.pos = end;
+        Some(taken)
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        self.take(1)?.first().copied()
+    }
+
+    fn uleb(&mut self) -> Option<u64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    fn length(&mut self) -> Option<usize> {
+        usize::try_from(self.uleb()?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_dump_is_no_template() {
+        assert!(Template::new(b"").is_none());
+        assert!(Template::new(b"\x1bLJ\x02").is_none());
+        assert!(Template::new(b"\x1bLJ\x09\x00\x00\x00").is_none(), "an unknown version");
+    }
+
+    #[test]
+    fn a_length_beyond_the_end_is_refused() {
+        let mut dump = vec![0x1b, b'L', b'J', VERSION, 2];
+        dump.extend([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]);
+        assert!(Dump::parse(&dump).is_none());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_input_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let mut dump = vec![0x1b, b'L', b'J', VERSION, 2];
+            dump.extend(&bytes);
+            let _ = Dump::parse(&dump);
+            let _ = Template::new(&dump).map(|t| t.splice(&dump));
+        }
+    }
+}

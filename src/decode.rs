@@ -1,0 +1,444 @@
+//! A message to Lua values (format: `wire`).
+//!
+//! Called by `host`, through [`decode`]: an outer function that cannot raise around an inner one that can. The bytes are
+//! checked as they are read: what no encoder writes ends in an error, never in a read outside of the message, and no
+//! table is made larger than the bytes that are left could fill.
+
+use std::ffi::c_int;
+
+use crate::{
+    functions::Functions,
+    luajit::{ffi, lua_State, lua_upvaluejoin, push_bytes},
+    wire::{self, MAX_DEPTH, MAX_KEYS, Malformed, Message, Reader, tag},
+};
+
+/// Pushes the handle of a pool with this id: told by `host`, which owns the metatable. May raise.
+pub type PushPool = unsafe fn(*mut lua_State, u32);
+
+/// Memory that a decoding needs and the next one uses again.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// Objects without contents yet, in the order of their bodies.
+    deferred: Vec<Deferred>,
+    /// Cells in order: which function of those kept, and which upvalue of it. Unshared ones are never looked up.
+    cells: Vec<(u32, u8)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Deferred {
+    ordinal: u32,
+    tag: u8,
+}
+
+struct Decoder<'a> {
+    state: *mut lua_State,
+    functions: &'a Functions,
+    push_pool: PushPool,
+    message: &'a Message,
+    reader: Reader<'a>,
+    scratch: &'a mut Scratch,
+    ordinals: u32,
+    keys: c_int,
+}
+
+/// Stack places in the inner function: its argument, the table of objects that are named again (or nil), the keys.
+const OBJECTS: c_int = 2;
+const FIRST_KEY: c_int = 3;
+
+/// Why decoding stopped; a `Copy` type, since it passes frames that LuaJIT may unwind.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    Malformed,
+    /// LuaJIT refused the bytes of a function.
+    Code,
+}
+
+impl From<Malformed> for Stop {
+    fn from(_: Malformed) -> Self {
+        Stop::Malformed
+    }
+}
+
+type Step<T = ()> = Result<T, Stop>;
+
+/// Pushes the values of `message`; gives their number, or an error with its value on top of the stack.
+///
+/// # Safety
+/// `state` is the VM of `functions`, on this thread, with two free slots; `inner` is the stack index of [`inner`] as a C
+/// function.
+pub unsafe fn decode(
+    state: *mut lua_State,
+    inner: c_int,
+    functions: &Functions,
+    push_pool: PushPool,
+    message: &Message,
+    scratch: &mut Scratch,
+) -> Result<c_int, ()> {
+    scratch.deferred.clear();
+    scratch.cells.clear();
+    let mut decoder = Decoder {
+        state,
+        functions,
+        push_pool,
+        message,
+        reader: Reader::new(&message.bytes),
+        scratch,
+        ordinals: 0,
+        keys: 0,
+    };
+    // SAFETY: pushes within the promised slots, neither of which allocates; the decoder outlives the protected call.
+    unsafe {
+        let top = ffi::lua_gettop(state);
+        ffi::lua_pushvalue(state, inner);
+        ffi::lua_pushlightuserdata(state, (&raw mut decoder).cast());
+        if ffi::lua_pcall(state, 1, ffi::LUA_MULTRET, 0) == ffi::LUA_OK {
+            Ok(ffi::lua_gettop(state) - top)
+        } else {
+            Err(())
+        }
+    }
+}
+
+/// The protected part: its argument is the decoder; gives the values or raises.
+///
+/// # Safety
+/// Called by [`decode`] only.
+pub unsafe extern "C-unwind" fn inner(state: *mut lua_State) -> c_int {
+    // SAFETY: the argument is the decoder in `decode`'s frame, which waits for this call and does not touch it.
+    unsafe {
+        let decoder = &mut *ffi::lua_touserdata(state, 1).cast::<Decoder<'_>>();
+        decoder.state = state;
+        match decoder.values() {
+            Ok(count) => count,
+            Err(stop) => {
+                let text: &[u8] = match stop {
+                    Stop::Malformed => b"msys: malformed message",
+                    Stop::Code => b"msys: this LuaJIT cannot load a function of the message",
+                };
+                push_bytes(state, text);
+                ffi::lua_error(state)
+            }
+        }
+    }
+}
+
+impl Decoder<'_> {
+    /// # Safety
+    /// (this and the following) In the protected call. Each leaves what its doc says on the stack.
+    unsafe fn values(&mut self) -> Step<c_int> {
+        // SAFETY: room is made before values are pushed.
+        unsafe {
+            if self.reader.u8()? != wire::VERSION {
+                return Err(Stop::Malformed);
+            }
+            self.keys = c_int::from(self.reader.u8()?);
+            if self.keys > MAX_KEYS as c_int {
+                return Err(Stop::Malformed);
+            }
+            let count = self.reader.varint()?;
+            if count > self.reader.remaining() as u64 {
+                return Err(Stop::Malformed);
+            }
+            let count = count as c_int;
+            let room = count.saturating_add((MAX_DEPTH * 4 + MAX_KEYS + 20) as c_int);
+            ffi::luaL_checkstack_(self.state, room, c"too many values received".as_ptr());
+            ffi::lua_settop(self.state, FIRST_KEY + self.keys - 1);
+            self.keys = 0;
+            for _ in 0..count {
+                self.value(0)?;
+            }
+            let mut next = 0;
+            while let Some(Deferred { ordinal, tag }) = self.scratch.deferred.get(next).copied() {
+                next += 1;
+                self.push_object(ordinal)?;
+                let at = ffi::lua_gettop(self.state);
+                if tag & tag::KIND == tag::TABLE {
+                    let (items, records) = self.counts()?;
+                    self.contents(at, items, records, 0)?;
+                    self.metatable(at, tag, 0)?;
+                } else {
+                    self.cells_of(at, ordinal, tag, 0)?;
+                }
+                ffi::lua_settop(self.state, at - 1);
+            }
+            if self.reader.remaining() != 0 {
+                return Err(Stop::Malformed);
+            }
+            Ok(count)
+        }
+    }
+
+    /// Pushes the next value.
+    #[inline]
+    unsafe fn value(&mut self, depth: usize) -> Step {
+        let tag = self.reader.u8()?;
+        // SAFETY: one value is pushed; room was made.
+        unsafe {
+            match tag {
+                tag::NIL => ffi::lua_pushnil(self.state),
+                tag::FALSE => ffi::lua_pushboolean(self.state, 0),
+                tag::TRUE => ffi::lua_pushboolean(self.state, 1),
+                tag::NUMBER => ffi::lua_pushnumber(self.state, self.reader.f64()?),
+                tag::INT => {
+                    let zigzag = self.reader.varint()? as u32;
+                    let whole = ((zigzag >> 1) as i32) ^ -((zigzag & 1) as i32);
+                    ffi::lua_pushnumber(self.state, f64::from(whole));
+                }
+                tag::STR8 => {
+                    let len = usize::from(self.reader.u8()?);
+                    push_bytes(self.state, self.reader.take(len)?);
+                }
+                tag::STR32 => {
+                    let len = self.reader.u32()? as usize;
+                    push_bytes(self.state, self.reader.take(len)?);
+                }
+                tag::LIGHT => {
+                    let pointer = self.reader.u64()? as usize;
+                    ffi::lua_pushlightuserdata(self.state, pointer as *mut _);
+                }
+                tag::KEY => {
+                    push_bytes(self.state, self.reader.string()?);
+                    ffi::lua_pushvalue(self.state, -1);
+                    ffi::lua_replace(self.state, FIRST_KEY + self.keys);
+                    self.keys += 1;
+                }
+                tag::KEYREF => {
+                    let number = c_int::from(self.reader.u8()?);
+                    if number >= self.keys {
+                        return Err(Stop::Malformed);
+                    }
+                    ffi::lua_pushvalue(self.state, FIRST_KEY + number);
+                }
+                tag::NAMED => return self.named(),
+                tag::POOL => (self.push_pool)(self.state, self.reader.u32()?),
+                tag::REF => {
+                    let ordinal = self.reader.varint()?;
+                    return self.push_object(u32::try_from(ordinal).map_err(|_| Stop::Malformed)?);
+                }
+                _ if tag & tag::KIND == tag::TABLE => return self.table(tag, depth),
+                _ if tag & tag::KIND == tag::FUNC => return self.function(tag, depth),
+                _ => return Err(Stop::Malformed),
+            }
+        }
+        Ok(())
+    }
+
+    /// Pushes `package.loaded[module]`, or a field of it.
+    unsafe fn named(&mut self) -> Step {
+        let module = self.reader.string()?;
+        let field = self.reader.string()?;
+        // SAFETY: four values at most. A module's `__index` may raise, which ends the decoding with its error.
+        unsafe {
+            ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
+            push_bytes(self.state, module);
+            ffi::lua_rawget_(self.state, -2);
+            ffi::lua_remove(self.state, -2);
+            if ffi::lua_toboolean(self.state, -1) == 0 {
+                return self.missing(module, b"");
+            }
+            if !field.is_empty() {
+                push_bytes(self.state, field);
+                ffi::lua_gettable_(self.state, -2);
+                ffi::lua_remove(self.state, -2);
+                if ffi::lua_type(self.state, -1) == ffi::LUA_TNIL {
+                    return self.missing(module, field);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Raises what names the module that this VM lacks.
+    unsafe fn missing(&mut self, module: &[u8], field: &[u8]) -> Step {
+        // SAFETY: strings are pushed, joined and raised; nothing of Rust's is live.
+        unsafe {
+            push_bytes(self.state, if field.is_empty() { b"msys: module '" } else { b"msys: '" });
+            push_bytes(self.state, module);
+            if field.is_empty() {
+                push_bytes(self.state, b"' is not loaded in this VM");
+                ffi::lua_concat(self.state, 3);
+            } else {
+                push_bytes(self.state, b".");
+                push_bytes(self.state, field);
+                push_bytes(self.state, b"' does not exist in this VM");
+                ffi::lua_concat(self.state, 5);
+            }
+            ffi::lua_error(self.state)
+        }
+    }
+
+    /// Keeps the object on top of the stack for references to it.
+    unsafe fn keep(&mut self, ordinal: u32) {
+        // SAFETY: the table is made when it is first needed.
+        unsafe {
+            if ffi::lua_type(self.state, OBJECTS) == ffi::LUA_TNIL {
+                ffi::lua_createtable(self.state, 4, 0);
+                ffi::lua_replace(self.state, OBJECTS);
+            }
+            ffi::lua_pushvalue(self.state, -1);
+            ffi::lua_rawseti_(self.state, OBJECTS, ordinal as c_int + 1);
+        }
+    }
+
+    /// Pushes an object that was kept.
+    unsafe fn push_object(&mut self, ordinal: u32) -> Step {
+        // SAFETY: a table is asked for a field, or nothing happens.
+        unsafe {
+            if ordinal >= self.ordinals || ffi::lua_type(self.state, OBJECTS) != ffi::LUA_TTABLE {
+                return Err(Stop::Malformed);
+            }
+            ffi::lua_rawgeti_(self.state, OBJECTS, ordinal as c_int + 1);
+            if ffi::lua_type(self.state, -1) == ffi::LUA_TNIL { Err(Stop::Malformed) } else { Ok(()) }
+        }
+    }
+
+    /// Numbers the object on top of the stack, and keeps it if it will be named again.
+    unsafe fn begin(&mut self, tag: u8) -> u32 {
+        let ordinal = self.ordinals;
+        self.ordinals = self.ordinals.wrapping_add(1);
+        if tag & (tag::SHARED | tag::DEFERRED) != 0 {
+            // SAFETY: the caller has pushed the object.
+            unsafe { self.keep(ordinal) };
+        }
+        if tag & tag::DEFERRED != 0 {
+            self.scratch.deferred.push(Deferred { ordinal, tag });
+        }
+        ordinal
+    }
+
+    fn counts(&mut self) -> Step<(u32, u32)> {
+        let (items, records) = (self.reader.u32()?, self.reader.u32()?);
+        // Every item is a byte at least, every record two: no more than that is believed.
+        let least = u64::from(items) + 2 * u64::from(records);
+        if least > self.reader.remaining() as u64 { Err(Stop::Malformed) } else { Ok((items, records)) }
+    }
+
+    unsafe fn table(&mut self, tag: u8, depth: usize) -> Step {
+        if depth > MAX_DEPTH {
+            return Err(Stop::Malformed);
+        }
+        // SAFETY: the table stays on the stack while it is filled.
+        unsafe {
+            if tag & tag::DEFERRED != 0 {
+                ffi::lua_createtable(self.state, 0, 0);
+                self.begin(tag);
+                return Ok(());
+            }
+            let (items, records) = self.counts()?;
+            ffi::lua_createtable(self.state, items as c_int, records as c_int);
+            let at = ffi::lua_gettop(self.state);
+            self.begin(tag);
+            self.contents(at, items, records, depth)?;
+            self.metatable(at, tag, depth)
+        }
+    }
+
+    unsafe fn contents(&mut self, at: c_int, items: u32, records: u32, depth: usize) -> Step {
+        // SAFETY: each assignment takes off what was pushed. A nil or NaN key raises.
+        unsafe {
+            for place in 1..=items {
+                self.value(depth + 1)?;
+                ffi::lua_rawseti_(self.state, at, place as c_int);
+            }
+            for _ in 0..records {
+                self.value(depth + 1)?;
+                self.value(depth + 1)?;
+                ffi::lua_rawset(self.state, at);
+            }
+            Ok(())
+        }
+    }
+
+    unsafe fn metatable(&mut self, at: c_int, tag: u8, depth: usize) -> Step {
+        if tag & tag::META == 0 {
+            return Ok(());
+        }
+        // SAFETY: only a table may become a metatable.
+        unsafe {
+            self.value(depth + 1)?;
+            if ffi::lua_type(self.state, -1) != ffi::LUA_TTABLE {
+                return Err(Stop::Malformed);
+            }
+            ffi::lua_setmetatable(self.state, at);
+            Ok(())
+        }
+    }
+
+    unsafe fn function(&mut self, tag: u8, depth: usize) -> Step {
+        if depth > MAX_DEPTH {
+            return Err(Stop::Malformed);
+        }
+        let code = usize::try_from(self.reader.varint()?).map_err(|_| Stop::Malformed)?;
+        let message = self.message;
+        let code = message.codes.get(code).ok_or(Stop::Malformed)?;
+        // SAFETY: the message, and so the code, outlives the call.
+        unsafe {
+            if !self.functions.push_closure(self.state, code) {
+                return Err(Stop::Code);
+            }
+            let ordinal = self.begin(tag);
+            if tag & tag::DEFERRED != 0 {
+                return Ok(());
+            }
+            let at = ffi::lua_gettop(self.state);
+            self.cells_of(at, ordinal, tag, depth)
+        }
+    }
+
+    /// Environment and upvalues of the closure at `at`.
+    unsafe fn cells_of(&mut self, at: c_int, ordinal: u32, tag: u8, depth: usize) -> Step {
+        // SAFETY: as `table`; indices of upvalues are checked by LuaJIT (setupvalue) or here (join).
+        unsafe {
+            if tag & tag::ENV != 0 {
+                self.value(depth + 1)?;
+                if ffi::lua_type(self.state, -1) != ffi::LUA_TTABLE {
+                    return Err(Stop::Malformed);
+                }
+                ffi::lua_setfenv(self.state, at);
+            }
+            let count = self.reader.u8()?;
+            for upvalue in 1..=count {
+                let cell = self.reader.u8()?;
+                match cell {
+                    tag::CELL | tag::CELL_SHARED => {
+                        self.scratch.cells.push((ordinal, upvalue));
+                        self.value(depth + 1)?;
+                        if ffi::lua_setupvalue(self.state, at, c_int::from(upvalue)).is_null() {
+                            return Err(Stop::Malformed);
+                        }
+                    }
+                    tag::CELLREF => {
+                        let number = usize::try_from(self.reader.varint()?).map_err(|_| Stop::Malformed)?;
+                        let (owner, place) = self.scratch.cells.get(number).copied().ok_or(Stop::Malformed)?;
+                        self.push_object(owner)?;
+                        self.join(at, upvalue, place)?;
+                    }
+                    _ => return Err(Stop::Malformed),
+                }
+            }
+            Ok(())
+        }
+    }
+
+    /// Ties upvalue `mine` of the closure at `at` to cell `theirs` of the closure on top, which is taken off.
+    unsafe fn join(&mut self, at: c_int, mine: u8, theirs: u8) -> Step {
+        let (mine, theirs) = (c_int::from(mine), c_int::from(theirs));
+        // SAFETY: LuaJIT checks neither the type nor the indices in a release build, so they are checked here.
+        unsafe {
+            let owner = ffi::lua_gettop(self.state);
+            let has = |function: c_int, upvalue: c_int| {
+                let has = ffi::lua_type(self.state, function) == ffi::LUA_TFUNCTION
+                    && ffi::lua_iscfunction(self.state, function) == 0
+                    && !ffi::lua_getupvalue(self.state, function, upvalue).is_null();
+                ffi::lua_settop(self.state, owner);
+                has
+            };
+            if !has(owner, theirs) || !has(at, mine) {
+                return Err(Stop::Malformed);
+            }
+            lua_upvaluejoin(self.state, at, mine, owner, theirs);
+            ffi::lua_settop(self.state, owner - 1);
+            Ok(())
+        }
+    }
+}

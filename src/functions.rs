@@ -1,0 +1,232 @@
+//! What one VM knows of functions: which objects it can name, and a factory for each code it has loaded.
+//!
+//! Called by `encode`, `decode` and `vm`.
+//!
+//! **Names.** A module, and a function that is a field of one, crosses as its name. Lua finds them (`lua/msys/names.lua`) and
+//! tells them here by address; a Lua table keeps them alive, so an address stays theirs. When to look again: an
+//! encoder that meets code it has never seen, or a C function without a name, asks for a scan and starts over. So a
+//! module loaded since the last scan is found, and the usual message scans nothing.
+//!
+//! **Factories.** See `bytecode`. Loaded once per VM and code; two generations bound them, as in `code`.
+
+use std::{
+    cell::{Cell, RefCell},
+    ffi::{c_int, c_void},
+    sync::{Arc, OnceLock},
+};
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    bytecode::{Template, template_source},
+    code::Code,
+    luajit::{MAX_UPVALUES, ffi, lua_State},
+};
+
+/// How many factories a generation holds.
+const GENERATION: usize = 4096;
+/// How many codes are remembered as seen before all are forgotten (and scanned for again).
+const SEEN: usize = 65_536;
+
+/// A module's name, and the name of a field in it or an empty string for the module itself.
+#[derive(Clone, Debug)]
+pub struct Name {
+    /// As `require` takes it.
+    pub module: Arc<str>,
+    /// The field.
+    pub field: Arc<str>,
+    /// Every VM has it: the receiver need not load it first.
+    pub builtin: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Functions {
+    /// The VM's table of globals, by address: the environment that needs no mention.
+    pub globals: *const c_void,
+    names: RefCell<FxHashMap<*const c_void, Name>>,
+    seen: RefCell<FxHashSet<u32>>,
+    /// Registry references of the young and the old table of factories.
+    young: Cell<c_int>,
+    old: Cell<c_int>,
+    loaded: Cell<usize>,
+}
+
+impl Functions {
+    /// For a VM that has just been opened. May raise (out of memory).
+    ///
+    /// # Safety
+    /// `state` is a live VM of this thread with three free stack slots; nothing with a destructor is live in the caller.
+    pub unsafe fn new(state: *mut lua_State) -> Self {
+        // SAFETY: two tables and the globals, pushed and taken off again.
+        unsafe {
+            ffi::lua_createtable(state, 0, 0);
+            let young = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+            ffi::lua_createtable(state, 0, 0);
+            let old = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+            Self {
+                globals: ffi::lua_topointer(state, ffi::LUA_GLOBALSINDEX),
+                names: RefCell::default(),
+                seen: RefCell::default(),
+                young: Cell::new(young),
+                old: Cell::new(old),
+                loaded: Cell::new(0),
+            }
+        }
+    }
+
+    /// Names an object; the caller keeps it alive.
+    pub fn learn(&self, object: *const c_void, name: Name) {
+        self.names.borrow_mut().insert(object, name);
+    }
+
+    /// Forgets all names, before a scan.
+    pub fn forget_names(&self) {
+        self.names.borrow_mut().clear();
+    }
+
+    /// The object's name, if it has one.
+    pub fn name_of(&self, object: *const c_void) -> Option<Name> {
+        self.names.borrow().get(&object).cloned()
+    }
+
+    /// Whether the object has a name: cheaper than taking it.
+    #[inline]
+    pub fn is_named(&self, object: *const c_void) -> bool {
+        self.names.borrow().contains_key(&object)
+    }
+
+    /// Whether this code was seen before; it is from now on if `mark`.
+    pub fn seen(&self, code: &Code, mark: bool) -> bool {
+        let mut seen = self.seen.borrow_mut();
+        if seen.contains(&code.id) {
+            return true;
+        }
+        if mark {
+            if seen.len() >= SEEN {
+                seen.clear();
+            }
+            seen.insert(code.id);
+        }
+        false
+    }
+
+    /// Pushes a closure over this VM's prototype of `code`, its upvalues nil and its own. Raises when memory runs out.
+    ///
+    /// Returns false, with nothing pushed, when LuaJIT does not take the bytes.
+    ///
+    /// # Safety
+    /// `state` is this VM, with four free stack slots; the caller's frame can be unwound, and `code` outlives it.
+    pub unsafe fn push_closure(&self, state: *mut lua_State, code: &Code) -> bool {
+        let key = code.id as c_int;
+        // SAFETY: the references are tables; each branch leaves one function or nothing more on the stack.
+        unsafe {
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.young.get());
+            ffi::lua_rawgeti_(state, -1, key);
+            if ffi::lua_type(state, -1) == ffi::LUA_TFUNCTION {
+                ffi::lua_call(state, 0, 1);
+                ffi::lua_remove(state, -2);
+                return true;
+            }
+            ffi::lua_settop(state, -2);
+            // Young table on top; the old one may still have it.
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.old.get());
+            ffi::lua_rawgeti_(state, -1, key);
+            ffi::lua_remove(state, -2);
+            if ffi::lua_type(state, -1) != ffi::LUA_TFUNCTION {
+                ffi::lua_settop(state, -2);
+                match code.factory(template_for(code, state)) {
+                    Some(factory) if load(state, factory) => {}
+                    _ => {
+                        // No factory for this code: a prototype of its own each time, and right all the same.
+                        ffi::lua_settop(state, -2);
+                        return load(state, &code.bytes);
+                    }
+                }
+            }
+            ffi::lua_pushvalue(state, -1);
+            ffi::lua_rawseti_(state, -3, key);
+            self.count_loaded(state);
+            ffi::lua_call(state, 0, 1);
+            ffi::lua_remove(state, -2);
+            true
+        }
+    }
+
+    /// Turns the generations when the young table is full.
+    ///
+    /// # Safety
+    /// As `push_closure`.
+    unsafe fn count_loaded(&self, state: *mut lua_State) {
+        self.loaded.set(self.loaded.get() + 1);
+        if self.loaded.get() < GENERATION {
+            return;
+        }
+        // SAFETY: a new table takes the place of the old one in the registry.
+        unsafe {
+            ffi::lua_createtable(state, 0, 0);
+            ffi::lua_rawseti_(state, ffi::LUA_REGISTRYINDEX, self.old.get());
+        }
+        self.loaded.set(0);
+        self.young.set(self.old.replace(self.young.get()));
+    }
+}
+
+/// Loads a dump as a function on the stack; false, with nothing pushed, if LuaJIT refuses it.
+///
+/// # Safety
+/// As `push_closure`.
+unsafe fn load(state: *mut lua_State, dump: &[u8]) -> bool {
+    // SAFETY: pointer and length describe `dump`; the name is a C string.
+    unsafe {
+        if ffi::luaL_loadbuffer(state, dump.as_ptr().cast(), dump.len(), c"=msys".as_ptr()) == ffi::LUA_OK {
+            return true;
+        }
+        ffi::lua_settop(state, -2);
+        false
+    }
+}
+
+/// Appends what `lua_dump` writes to the `Vec<u8>` behind `buffer`.
+///
+/// # Safety
+/// As LuaJIT calls it; `buffer` is a `Vec<u8>` that nobody else uses meanwhile.
+pub unsafe extern "C-unwind" fn write_dump(
+    _state: *mut lua_State,
+    piece: *const c_void,
+    len: usize,
+    buffer: *mut c_void,
+) -> c_int {
+    if len > 0 {
+        // SAFETY: the caller's promise, and LuaJIT's for the piece.
+        let (buffer, piece) =
+            unsafe { (&mut *buffer.cast::<Vec<u8>>(), std::slice::from_raw_parts(piece.cast::<u8>(), len)) };
+        buffer.extend_from_slice(piece);
+    }
+    0
+}
+
+/// The template for code with as many upvalues, made once in the process by whichever VM needs it first.
+///
+/// # Safety
+/// As `push_closure`.
+unsafe fn template_for(code: &Code, state: *mut lua_State) -> Option<&'static Template> {
+    static TEMPLATES: [OnceLock<Option<Template>>; MAX_UPVALUES + 1] = [const { OnceLock::new() }; MAX_UPVALUES + 1];
+    let upvalues = crate::bytecode::upvalue_count(&code.bytes)?;
+    let slot = TEMPLATES.get(upvalues)?;
+    if let Some(template) = slot.get() {
+        return template.as_ref();
+    }
+    // The VM's part is done before the slot is entered: it may raise, and a raise must not pass `OnceLock`.
+    let mut dump: Vec<u8> = Vec::new();
+    let source = template_source(upvalues);
+    // SAFETY: source and buffer live in this frame. Should one of the calls raise (out of memory), they leak or are
+    // dropped by the unwinder; neither is used again.
+    let loaded = unsafe {
+        ffi::luaL_loadbuffer(state, source.as_ptr().cast(), source.len(), c"=msys".as_ptr()) == ffi::LUA_OK
+            && ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) == 0
+    };
+    // SAFETY: takes the function or the message off.
+    unsafe { ffi::lua_settop(state, -2) };
+    slot.get_or_init(|| if loaded { Template::new(&dump) } else { None }).as_ref()
+}

@@ -1,0 +1,520 @@
+//! The functions on a job's way: submit, next, open, finish, and those beside it.
+
+use std::{
+    ffi::{CStr, c_int},
+    sync::Arc,
+};
+
+use super::{DECODE, ENCODE, pool_of, push_pool, text, vm};
+use crate::{
+    decode,
+    encode::{self, Refusal},
+    error::Error,
+    job::{Job, Kind, Mode},
+    luajit::{ffi, lua_State, push_bytes},
+    pool::WhenFull,
+    vm::{Next, Order, Vm},
+    wire::Message,
+};
+
+pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
+    (c"submit", submit),
+    (c"next", next),
+    (c"open", open),
+    (c"finish", finish),
+    (c"report", report),
+    (c"pack", pack),
+    (c"describe", describe),
+    (c"settle", settle),
+    (c"pending", pending),
+    (c"timer", timer),
+    (c"await_room", await_room),
+    (c"fd", fd),
+    (c"acknowledge", acknowledge),
+    (c"watch", watch),
+    (c"has_init", has_init),
+    (c"open_init", open_init),
+    (c"init_done", init_done),
+    (c"init_failed", init_failed),
+    (c"pool_name", pool_name),
+    (c"has_ancestor_in", has_ancestor_in),
+];
+
+/// Kinds of what `next` gives; `lua/msys/scheduler.lua` has the same.
+mod kind {
+    pub(super) const NOTHING: f64 = 0.0;
+    pub(super) const JOB: f64 = 1.0;
+    pub(super) const OUTCOME: f64 = 2.0;
+    pub(super) const REPORT: f64 = 3.0;
+    pub(super) const REQUIRE: f64 = 4.0;
+    pub(super) const END: f64 = 5.0;
+    pub(super) const LOST: f64 = 6.0;
+}
+
+/// Flags of `submit`.
+const QUIET: u32 = 1;
+const SCANNED: u32 = 2;
+
+/// The largest outcome; a closure's limit is its pool's.
+const OUTCOME_LIMIT: usize = 1 << 32;
+
+/// Slots are array indices from 0; anything else is none.
+///
+/// # Safety
+/// A valid index.
+unsafe fn slot_at(state: *mut lua_State, at: c_int) -> Option<usize> {
+    // SAFETY: reads a number or nothing.
+    unsafe { (ffi::lua_type(state, at) == ffi::LUA_TNUMBER).then(|| ffi::lua_tonumber(state, at) as usize) }
+}
+
+/// Encodes the `count` topmost values into `message`.
+///
+/// # Safety
+/// In a C function of ours with `count` values on top.
+unsafe fn encode_top(
+    state: *mut lua_State,
+    vm: &Vm,
+    count: c_int,
+    message: &mut Message,
+    limit: usize,
+    scanned: bool,
+) -> Result<(), Refusal> {
+    let mut scratch = vm.take_scratch();
+    // SAFETY: the second upvalue is the inner function; a C function has the slots that `encode` needs once checked.
+    let result = unsafe {
+        ffi::lua_checkstack(state, 4);
+        let inner = ffi::lua_upvalueindex(ENCODE);
+        let encoder = &mut scratch.encode;
+        encode::encode(state, inner, count, &vm.functions, pool_of, message, encoder, limit, scanned)
+    };
+    vm.return_scratch(scratch);
+    result
+}
+
+/// Pushes a message's values: their number, or the error on top.
+///
+/// # Safety
+/// In a C function of ours.
+unsafe fn decode_onto(state: *mut lua_State, vm: &Vm, message: &Message) -> Result<c_int, ()> {
+    let mut scratch = vm.take_scratch();
+    // SAFETY: the third upvalue is the inner function.
+    let result = unsafe {
+        let inner = ffi::lua_upvalueindex(DECODE);
+        decode::decode(state, inner, &vm.functions, push_pool, message, &mut scratch.decode)
+    };
+    vm.return_scratch(scratch);
+    result
+}
+
+/// Gives `nil, reason, value` for a refusal whose value is on top.
+///
+/// # Safety
+/// In a C function of ours, after `encode_top` has refused.
+unsafe fn refused(state: *mut lua_State, refusal: Refusal, size_text: impl FnOnce(usize) -> String) -> c_int {
+    // SAFETY: one value is on top; three are given.
+    unsafe {
+        let reason: &[u8] = match refusal {
+            Refusal::Scan => b"scan",
+            Refusal::Value => b"refused",
+            Refusal::TooLarge(size) => {
+                ffi::lua_settop(state, -2);
+                push_bytes(state, size_text(size).as_bytes());
+                b"text"
+            }
+            Refusal::Raised => b"text",
+        };
+        ffi::lua_pushnil(state);
+        ffi::lua_insert(state, -2);
+        push_bytes(state, reason);
+        ffi::lua_insert(state, -2);
+        3
+    }
+}
+
+/// Gives `nil, reason, text`.
+///
+/// # Safety
+/// In a C function of ours.
+unsafe fn failed(state: *mut lua_State, reason: &[u8], text: &str) -> c_int {
+    // SAFETY: three pushes.
+    unsafe {
+        ffi::lua_pushnil(state);
+        push_bytes(state, reason);
+        push_bytes(state, text.as_bytes());
+        3
+    }
+}
+
+/// `submit(pool, mode, ticket, slot, name, flags, closure, completion, args…)` → the job's id, or nil, reason, value
+unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
+    const LEADING: c_int = 6;
+    // SAFETY: a C function of ours. What cannot be unwound is in `encode_top`; the rest pushes short strings at most.
+    unsafe {
+        let vm = vm(state);
+        let id = ffi::lua_tonumber(state, 1) as u32;
+        let mode = match ffi::lua_tonumber(state, 2) as u32 {
+            0 => Mode::Sync,
+            1 => Mode::Async,
+            _ => Mode::Scheduled,
+        };
+        let flags = ffi::lua_tonumber(state, 6) as u32;
+        // A child begins anew before it submits.
+        if vm.is_lost() {
+            return failed(state, b"lost", "");
+        }
+        let Some(pool) = vm.pool(id) else {
+            return failed(state, b"unknown", "");
+        };
+        if let Err(error) = vm.admit(&pool) {
+            let reason: &[u8] = match (&error, pool.config.when_full) {
+                (Error::PoolFull { .. }, WhenFull::Wait) => b"full",
+                (Error::PoolShutDown(_), _) => b"shutdown",
+                _ => b"text",
+            };
+            return failed(state, reason, &error.to_string());
+        }
+        let mut job = vm.take_parcel();
+        let count = ffi::lua_gettop(state) - LEADING;
+        let limit = pool.config.max_message;
+        if let Err(refusal) = encode_top(state, vm, count, &mut job.value.message, limit, flags & SCANNED != 0) {
+            vm.return_parcel(job);
+            return refused(state, refusal, |size| {
+                Error::MessageTooLarge { pool: pool.config.name.to_string(), size, limit }.to_string()
+            });
+        }
+        let order = Order {
+            mode,
+            ticket: ffi::lua_tonumber(state, 3) as u64,
+            slot: slot_at(state, 4),
+            name: text(state, 5),
+            quiet: flags & QUIET != 0,
+        };
+        let id = vm.submit(&pool, job, order);
+        ffi::lua_pushnumber(state, id as f64);
+        1
+    }
+}
+
+/// `next(block)` → a kind and what belongs to it:
+/// nothing (whether interrupted) · job (slot) · outcome (ticket, values…) · report (false, error, info) · require (name) ·
+/// end · lost
+unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours; no Rust value is live across a push that can raise but the parcel, which an
+    // unwinding would drop with its message.
+    unsafe {
+        let vm = vm(state);
+        let block = ffi::lua_toboolean(state, 1) != 0;
+        ffi::lua_settop(state, 0);
+        match vm.next(block) {
+            Next::Nothing(interrupted) => {
+                ffi::lua_pushnumber(state, kind::NOTHING);
+                ffi::lua_pushboolean(state, c_int::from(interrupted));
+                2
+            }
+            Next::Job(slot) => {
+                ffi::lua_pushnumber(state, kind::JOB);
+                ffi::lua_pushnumber(state, slot as f64);
+                2
+            }
+            Next::Signal(ticket) => {
+                ffi::lua_pushnumber(state, kind::OUTCOME);
+                ffi::lua_pushnumber(state, ticket as f64);
+                2
+            }
+            Next::End => {
+                ffi::lua_pushnumber(state, kind::END);
+                1
+            }
+            Next::Lost => {
+                ffi::lua_pushnumber(state, kind::LOST);
+                1
+            }
+            Next::Event(job) => event(state, vm, job),
+        }
+    }
+}
+
+/// The first module of a message that the VM has not loaded yet.
+fn missing_module(vm: &Vm, message: &Message) -> Option<Arc<str>> {
+    if message.modules.is_empty() {
+        return None;
+    }
+    let loaded = vm.modules.borrow();
+    message.modules.iter().find(|module| !loaded.contains(*module)).cloned()
+}
+
+/// Gives an outcome or a report.
+///
+/// # Safety
+/// In `next`, with an empty stack.
+unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job) -> c_int {
+    // SAFETY: as `next`.
+    unsafe {
+        if let Some(module) = missing_module(vm, &job.value.message) {
+            vm.hold(job);
+            ffi::lua_pushnumber(state, kind::REQUIRE);
+            push_bytes(state, module.as_bytes());
+            return 2;
+        }
+        let leading = if job.value.kind == Kind::Report {
+            ffi::lua_pushnumber(state, kind::REPORT);
+            1
+        } else {
+            ffi::lua_pushnumber(state, kind::OUTCOME);
+            ffi::lua_pushnumber(state, job.value.ticket as f64);
+            2
+        };
+        let count = match decode_onto(state, vm, &job.value.message) {
+            Ok(count) => count,
+            Err(()) => {
+                // The outcome cannot be had here: that is a failure of its own.
+                ffi::lua_pushboolean(state, 0);
+                ffi::lua_insert(state, -2);
+                2
+            }
+        };
+        vm.return_parcel(job);
+        leading + count
+    }
+}
+
+/// `open(slot)` → the name of a module to load first; or closure, completion, args…; raises what decoding raised
+unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours; the parcel is back in its slot before anything is raised.
+    unsafe {
+        let vm = vm(state);
+        let slot = ffi::lua_tonumber(state, 1) as usize;
+        ffi::lua_settop(state, 0);
+        let Some(mut running) = vm.take_running(slot) else {
+            push_bytes(state, b"msys.native.open: no such job");
+            ffi::lua_error(state)
+        };
+        if let Some(module) = missing_module(vm, &running.job.value.message) {
+            vm.put_running(slot, running);
+            push_bytes(state, module.as_bytes());
+            return 1;
+        }
+        let result = decode_onto(state, vm, &running.job.value.message);
+        running.job.value.message.clear();
+        vm.put_running(slot, running);
+        match result {
+            Ok(count) => count,
+            Err(()) => ffi::lua_error(state),
+        }
+    }
+}
+
+/// `finish(slot, scanned, ok, values…)` → true, or nil, reason, value and the job goes on
+unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
+    // SAFETY: as `open`.
+    unsafe {
+        let vm = vm(state);
+        let slot = ffi::lua_tonumber(state, 1) as usize;
+        let scanned = ffi::lua_toboolean(state, 2) != 0;
+        let ok = ffi::lua_toboolean(state, 3) != 0;
+        let count = ffi::lua_gettop(state) - 2;
+        let Some(mut running) = vm.take_running(slot) else {
+            push_bytes(state, b"msys.native.finish: no such job");
+            ffi::lua_error(state)
+        };
+        // Nobody reads the results of an asynchronous job.
+        if running.job.value.mode != Mode::Async || !ok {
+            let message = &mut running.job.value.message;
+            if let Err(refusal) = encode_top(state, vm, count, message, OUTCOME_LIMIT, scanned) {
+                vm.put_running(slot, running);
+                return refused(state, refusal, |size| format!("the results have {size} bytes"));
+            }
+        }
+        vm.end(slot, running, ok);
+        ffi::lua_pushboolean(state, 1);
+        1
+    }
+}
+
+/// `report(slot or nil, scanned, false, error, info)` → true, or nil, reason, value
+unsafe extern "C-unwind" fn report(state: *mut lua_State) -> c_int {
+    // SAFETY: as `open`.
+    unsafe {
+        let vm = vm(state);
+        let slot = slot_at(state, 1);
+        let scanned = ffi::lua_toboolean(state, 2) != 0;
+        let count = ffi::lua_gettop(state) - 2;
+        let mut message = Message::default();
+        if let Err(refusal) = encode_top(state, vm, count, &mut message, OUTCOME_LIMIT, scanned) {
+            return refused(state, refusal, |size| format!("the error has {size} bytes"));
+        }
+        vm.report(slot, message);
+        ffi::lua_pushboolean(state, 1);
+        1
+    }
+}
+
+/// `pack(scanned, closure)` → true, the message being kept for the next `create`; or nil, reason, value
+unsafe extern "C-unwind" fn pack(state: *mut lua_State) -> c_int {
+    // SAFETY: as `open`.
+    unsafe {
+        let vm = vm(state);
+        let scanned = ffi::lua_toboolean(state, 1) != 0;
+        let mut message = Message::default();
+        if let Err(refusal) = encode_top(state, vm, 1, &mut message, OUTCOME_LIMIT, scanned) {
+            return refused(state, refusal, |size| format!("init has {size} bytes"));
+        }
+        *vm.packed.borrow_mut() = Some(Arc::new(message));
+        ffi::lua_pushboolean(state, 1);
+        1
+    }
+}
+
+/// `describe(slot)` → id, pool, name or nil
+unsafe extern "C-unwind" fn describe(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let Some((id, pool, name)) = vm(state).describe(ffi::lua_tonumber(state, 1) as usize) else { return 0 };
+        ffi::lua_pushnumber(state, id as f64);
+        push_bytes(state, pool.as_bytes());
+        match name {
+            Some(name) => push_bytes(state, name.as_bytes()),
+            None => ffi::lua_pushnil(state),
+        }
+        3
+    }
+}
+
+/// `settle(ticket)`: the completion has ended
+unsafe extern "C-unwind" fn settle(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { vm(state).settle(ffi::lua_tonumber(state, 1) as u64) };
+    0
+}
+
+/// `pending()` → how many asynchronous jobs of this host are still to end; of a fork's child that was never asked, none
+unsafe extern "C-unwind" fn pending(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let pending = if vm.is_lost() { 0 } else { vm.inbox().pending() };
+        ffi::lua_pushnumber(state, pending as f64);
+        1
+    }
+}
+
+/// `timer(seconds, ticket)`
+unsafe extern "C-unwind" fn timer(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { vm(state).set_timer(ffi::lua_tonumber(state, 1), ffi::lua_tonumber(state, 2) as u64) };
+    0
+}
+
+/// `await_room(pool, ticket)`
+unsafe extern "C-unwind" fn await_room(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let ticket = ffi::lua_tonumber(state, 2) as u64;
+        if let Some(pool) = vm.pool(ffi::lua_tonumber(state, 1) as u32) {
+            pool.await_room(vm.inbox(), ticket);
+        }
+        0
+    }
+}
+
+/// `fd()` → descriptor, or nil, text
+unsafe extern "C-unwind" fn fd(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        match vm(state).inbox().mailbox.waker().watched_fd() {
+            Ok(Some(descriptor)) => {
+                ffi::lua_pushnumber(state, f64::from(descriptor));
+                1
+            }
+            Ok(None) => failed(state, b"a worker has no event loop of its own", ""),
+            Err(error) => failed(state, error.to_string().as_bytes(), ""),
+        }
+    }
+}
+
+/// `acknowledge()`, before a foreign loop's turn
+unsafe extern "C-unwind" fn acknowledge(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { vm(state).acknowledge() };
+    0
+}
+
+/// `watch(ready)`, after it
+unsafe extern "C-unwind" fn watch(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { vm(state).watch(ffi::lua_toboolean(state, 1) != 0) };
+    0
+}
+
+/// `has_init()`
+unsafe extern "C-unwind" fn has_init(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let has = vm(state).packed.borrow().is_some();
+        ffi::lua_pushboolean(state, c_int::from(has));
+        1
+    }
+}
+
+/// `open_init()` → the name of a module to load first, or the pool's init function; begins the time of the init
+unsafe extern "C-unwind" fn open_init(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours; no Rust value is live when the error is raised.
+    unsafe {
+        let vm = vm(state);
+        vm.set_initializing(true);
+        let Some(message) = vm.packed.borrow().clone() else { return 0 };
+        if let Some(module) = missing_module(vm, &message) {
+            push_bytes(state, module.as_bytes());
+            return 1;
+        }
+        let result = decode_onto(state, vm, &message);
+        drop(message);
+        match result {
+            Ok(count) => count,
+            Err(()) => ffi::lua_error(state),
+        }
+    }
+}
+
+/// `init_done()`: the worker takes jobs from now on
+unsafe extern "C-unwind" fn init_done(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { vm(state).set_initializing(false) };
+    0
+}
+
+/// `pool_name()` → the worker's pool's
+unsafe extern "C-unwind" fn pool_name(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let Some(worker) = &vm(state).worker else { return 0 };
+        push_bytes(state, worker.pool.config.name.as_bytes());
+        1
+    }
+}
+
+/// `has_ancestor_in(slot or nil, pool)`
+unsafe extern "C-unwind" fn has_ancestor_in(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let has = vm(state).has_ancestor_in(slot_at(state, 1), ffi::lua_tonumber(state, 2) as u32);
+        ffi::lua_pushboolean(state, c_int::from(has));
+        1
+    }
+}
+
+/// `init_failed(text)` → whether jobs failed with it: this worker ends, and if it was the only one, queued jobs say why
+unsafe extern "C-unwind" fn init_failed(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let text = text(state, 1).unwrap_or_else(|| Arc::from("init failed"));
+        let last = vm.worker.as_ref().is_some_and(crate::pool::Worker::is_last);
+        if let (true, Some(worker)) = (last, &vm.worker) {
+            worker.pool.fail_queued("error", &text);
+        }
+        ffi::lua_pushboolean(state, c_int::from(last));
+        1
+    }
+}

@@ -1,0 +1,83 @@
+//! What Lua tells of names and modules: see `functions`.
+
+use std::ffi::{CStr, c_int};
+
+use super::{text, vm};
+use crate::{
+    functions::Name,
+    luajit::{ffi, lua_State, push_bytes, string_at},
+    registry::{self, Paths},
+};
+
+pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
+    (c"learn", learn),
+    (c"forget_names", forget_names),
+    (c"module_loaded", module_loaded),
+    (c"set_paths", set_paths),
+    (c"paths_of", paths_of),
+];
+
+/// `learn(object, module, field, builtin)`
+unsafe extern "C-unwind" fn learn(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours, arguments by index.
+    unsafe {
+        let vm = vm(state);
+        let object = ffi::lua_topointer(state, 1);
+        if let (false, Some(module), Some(field)) = (object.is_null(), text(state, 2), text(state, 3)) {
+            vm.functions.learn(object, Name { module, field, builtin: ffi::lua_toboolean(state, 4) != 0 });
+        }
+        0
+    }
+}
+
+/// `forget_names()`
+unsafe extern "C-unwind" fn forget_names(state: *mut lua_State) -> c_int {
+    // SAFETY: as above.
+    unsafe { vm(state).functions.forget_names() };
+    0
+}
+
+/// `module_loaded(name)`: the VM has it, or has tried in vain.
+unsafe extern "C-unwind" fn module_loaded(state: *mut lua_State) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let vm = vm(state);
+        if let Some(module) = text(state, 1) {
+            vm.modules.borrow_mut().insert(module);
+        }
+        0
+    }
+}
+
+/// `set_paths(path, cpath)`: what jobs of this VM expect `package.path` and `package.cpath` to be.
+unsafe extern "C-unwind" fn set_paths(state: *mut lua_State) -> c_int {
+    // SAFETY: as above; only strings are read.
+    unsafe {
+        let vm = vm(state);
+        if ffi::lua_type(state, 1) == ffi::LUA_TSTRING && ffi::lua_type(state, 2) == ffi::LUA_TSTRING {
+            let paths = Paths { path: string_at(state, 1).to_vec(), cpath: string_at(state, 2).to_vec() };
+            vm.paths.set(registry::remember_paths(&paths));
+        }
+        0
+    }
+}
+
+/// `paths_of(slot)` → path, cpath, or nothing if the VM has those of that job already.
+unsafe extern "C-unwind" fn paths_of(state: *mut lua_State) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let vm = vm(state);
+        let slot = ffi::lua_tonumber(state, 1) as usize;
+        let Some(running) = vm.take_running(slot) else { return 0 };
+        let wanted = running.job.value.paths;
+        vm.put_running(slot, running);
+        if wanted == vm.paths.get() {
+            return 0;
+        }
+        vm.paths.set(wanted);
+        let Some(paths) = registry::paths(wanted) else { return 0 };
+        push_bytes(state, &paths.path);
+        push_bytes(state, &paths.cpath);
+        2
+    }
+}

@@ -1,0 +1,202 @@
+//! A job, from its submission to its outcome: one box that goes to the pool, to a worker and back.
+//!
+//! Called by `pool`, `vm` and `host`. Knows no Lua: values are a [`Message`].
+//!
+//! The same [`Parcel`] carries the closure there and the outcome back, so a round trip allocates nothing that the
+//! submitter cannot use again for its next job.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+};
+
+use crate::{
+    mailbox::{Mailbox, Node},
+    wire::Message,
+};
+
+/// How the submitter awaits the job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// A session (or the blocked host) waits for the outcome.
+    #[default]
+    Sync,
+    /// Nobody waits; a failure is reported. A completion, if there is one, runs where the job ran.
+    Async,
+    /// The submitter's scheduler runs a completion with the outcome.
+    Scheduled,
+}
+
+/// What a parcel in a mailbox means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// A job on its way to a worker (never in a mailbox).
+    #[default]
+    Job,
+    /// The job's end: `true, results…` or `false, error, info`.
+    Outcome,
+    /// The failure of a job or completion that nobody waits for: `error, info`.
+    Report,
+    /// What the ticket waited for has come (room in a queue, the end of a pool).
+    Signal,
+}
+
+/// The mailbox of one VM, and what else other threads know of that VM.
+#[derive(Debug)]
+pub struct Inbox {
+    /// Its events.
+    pub mailbox: Mailbox<Parcel>,
+    /// For a host: asynchronous jobs accepted in its name that have not ended; its exit waits for them.
+    pending: AtomicUsize,
+    /// The VM is gone: what comes now is dropped, reports are printed.
+    pub closed: AtomicBool,
+}
+
+impl Inbox {
+    /// An inbox for a VM that waits on the mailbox's waker.
+    pub fn new(mailbox: Mailbox<Parcel>) -> Arc<Self> {
+        Arc::new(Self { mailbox, pending: AtomicUsize::new(0), closed: AtomicBool::new(false) })
+    }
+
+    /// One asynchronous job more.
+    pub fn begin_pending(&self) {
+        self.pending.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less; the last one wakes a host that waits to exit. Releases what the job did to that host's acquire.
+    pub fn end_pending(&self) {
+        if self.pending.fetch_sub(1, Ordering::Release) == 1 {
+            self.mailbox.waker().wake();
+        }
+    }
+
+    /// Whether another thread holds this inbox: if none does, nothing can come.
+    pub fn has_company(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) > 2
+    }
+
+    /// How many asynchronous jobs are still to end.
+    pub fn pending(&self) -> usize {
+        self.pending.load(Ordering::Acquire)
+    }
+}
+
+/// The pools in which a job has ancestors that wait for it, without repetition: so at most as long as there are pools.
+#[derive(Debug)]
+pub struct Chain {
+    pool: u32,
+    parent: Option<Arc<Chain>>,
+}
+
+impl Chain {
+    /// `parent` and a waiting job in `pool`.
+    pub fn extend(parent: Option<&Arc<Chain>>, pool: u32) -> Arc<Chain> {
+        match parent {
+            Some(chain) if Self::contains(Some(chain), pool) => Arc::clone(chain),
+            _ => Arc::new(Chain { pool, parent: parent.cloned() }),
+        }
+    }
+
+    /// Whether a job in `pool` waits.
+    pub fn contains(chain: Option<&Arc<Chain>>, pool: u32) -> bool {
+        let mut at = chain;
+        while let Some(link) = at {
+            if link.pool == pool {
+                return true;
+            }
+            at = link.parent.as_ref();
+        }
+        false
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Parcel {
+    /// What it means where it is.
+    pub kind: Kind,
+    /// How the submitter awaits it.
+    pub mode: Mode,
+    /// A job of the same pool waits for it, directly or through other pools: exempt from the limit on sessions.
+    pub awaited: bool,
+    /// What the user calls it, for errors and statistics.
+    pub name: Option<Arc<str>>,
+    /// Unique in the process.
+    pub id: u64,
+    /// The pool's id.
+    pub pool: u32,
+    /// Which state of the host's module paths the job expects (see `registry`).
+    pub paths: u32,
+    /// The submitter's name for whatever waits.
+    pub ticket: u64,
+    /// Where the outcome goes.
+    pub reply: Option<Arc<Inbox>>,
+    /// The host in whose name it runs: reports go there.
+    pub root: Option<Arc<Inbox>>,
+    /// The ancestors that wait for it.
+    pub chain: Option<Arc<Chain>>,
+    /// The closure, and later the outcome.
+    pub message: Message,
+}
+
+/// A parcel with the link that mailboxes need.
+pub type Job = Box<Node<Parcel>>;
+
+/// A new, empty one.
+pub fn new_job() -> Job {
+    Node::new(Parcel::default())
+}
+
+/// A signal for `ticket`.
+pub fn signal(ticket: u64) -> Job {
+    Node::new(Parcel { kind: Kind::Signal, ticket, ..Parcel::default() })
+}
+
+/// How many ids one VM takes at a time, so that the shared counter is touched rarely.
+const BLOCK: u64 = 1024;
+static NEXT_BLOCK: AtomicU64 = AtomicU64::new(1);
+
+/// Job ids for one VM: unique in the process, in order within a VM.
+#[derive(Debug, Default)]
+pub struct Ids {
+    next: u64,
+    end: u64,
+}
+
+impl Ids {
+    /// The next id.
+    pub fn next(&mut self) -> u64 {
+        if self.next == self.end {
+            self.next = NEXT_BLOCK.fetch_add(BLOCK, Ordering::Relaxed);
+            self.end = self.next + BLOCK;
+        }
+        let id = self.next;
+        self.next += 1;
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_names_each_pool_once() {
+        let one = Chain::extend(None, 1);
+        let two = Chain::extend(Some(&one), 2);
+        let again = Chain::extend(Some(&two), 1);
+        assert!(Arc::ptr_eq(&two, &again));
+        assert!(Chain::contains(Some(&two), 1) && Chain::contains(Some(&two), 2));
+        assert!(!Chain::contains(Some(&two), 3));
+    }
+
+    #[test]
+    fn ids_of_two_vms_differ() {
+        let (mut one, mut two) = (Ids::default(), Ids::default());
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..3 * BLOCK {
+            assert!(seen.insert(one.next()));
+            assert!(seen.insert(two.next()));
+        }
+    }
+}

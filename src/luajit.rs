@@ -1,0 +1,52 @@
+//! What LuaJIT offers beyond the API that `mlua::ffi` binds, and the few idioms that every file at the seam uses.
+//!
+//! Called by: `encode`, `decode`, `functions`, `vm`, `host`, `worker`. Knows nothing of jobs or pools.
+//!
+//! **Raising.** LuaJIT raises by unwinding, so a frame that can be unwound holds only `Copy` data. The pattern used
+//! everywhere: an outer C function owns the Rust data and calls only what cannot raise; what can raise runs in an
+//! inner C function under [`ffi::lua_pcall`], which sees that data through a pointer. The inner functions do not
+//! panic either (a Rust panic must not pass LuaJIT's frames): they index with `get`.
+
+use std::ffi::{c_int, c_void};
+
+pub use mlua::ffi::{self, lua_State};
+
+/// Type tag of FFI objects (`cdata`), which the Lua 5.1 headers do not name.
+pub const LUA_TCDATA: c_int = 10;
+
+/// The most upvalues that a LuaJIT function can have (`LJ_MAX_UPVAL`).
+pub const MAX_UPVALUES: usize = 60;
+
+#[allow(clippy::missing_safety_doc, reason = "LuaJIT's own functions; the preconditions are those of the C API")]
+unsafe extern "C-unwind" {
+    /// The identity of upvalue `n` of the function at `idx`: equal for closures that share the cell.
+    pub fn lua_upvalueid(L: *mut lua_State, idx: c_int, n: c_int) -> *mut c_void;
+    /// Makes upvalue `n1` of the function at `idx1` refer to the cell of upvalue `n2` of the function at `idx2`.
+    pub fn lua_upvaluejoin(L: *mut lua_State, idx1: c_int, n1: c_int, idx2: c_int, n2: c_int);
+}
+
+/// The bytes of the string at `idx`, valid while the string stays reachable.
+///
+/// # Safety
+/// The value at `idx` is a string (not a number, which the call would convert in place).
+#[inline]
+pub unsafe fn string_at<'a>(state: *mut lua_State, idx: c_int) -> &'a [u8] {
+    let mut len = 0usize;
+    // SAFETY: the caller promises a string, for which this neither raises nor allocates.
+    let data = unsafe { ffi::lua_tolstring(state, idx, &mut len) };
+    if data.is_null() {
+        return &[];
+    }
+    // SAFETY: LuaJIT gives `len` bytes at `data`, immutable while the string lives.
+    unsafe { std::slice::from_raw_parts(data.cast::<u8>(), len) }
+}
+
+/// Pushes `bytes` as a Lua string. May raise (out of memory).
+///
+/// # Safety
+/// `state` is a live VM of this thread with a free stack slot.
+#[inline]
+pub unsafe fn push_bytes(state: *mut lua_State, bytes: &[u8]) {
+    // SAFETY: pointer and length describe `bytes`, which LuaJIT copies.
+    unsafe { ffi::lua_pushlstring_(state, bytes.as_ptr().cast(), bytes.len()) }
+}

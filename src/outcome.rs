@@ -1,0 +1,31 @@
+//! Outcomes that no VM wrote: a failure as a message, without Lua.
+//!
+//! Called by `pool`. The shape is that of every failure: `false, error, info`.
+
+use crate::wire::{self, Message, tag};
+
+/// Makes `message` the outcome `false, text, {kind=, pool=, job=}`.
+pub fn failure(message: &mut Message, text: &str, kind: &str, pool: &str, job: u64) {
+    message.clear();
+    let out = &mut message.bytes;
+    out.extend([wire::VERSION, 0]);
+    wire::put_varint(out, 3);
+    out.push(tag::FALSE);
+    string(out, text);
+    out.push(tag::TABLE);
+    out.extend(0u32.to_le_bytes());
+    out.extend(3u32.to_le_bytes());
+    string(out, "kind");
+    string(out, kind);
+    string(out, "pool");
+    string(out, pool);
+    string(out, "job");
+    out.push(tag::NUMBER);
+    out.extend((job as f64).to_le_bytes());
+}
+
+fn string(out: &mut Vec<u8>, text: &str) {
+    out.push(tag::STR32);
+    out.extend((text.len() as u32).to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}

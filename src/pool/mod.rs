@@ -1,0 +1,433 @@
+//! A pool: queues, workers, their sleep, and its end. Generic over what a worker is: a function that gets a [`Worker`].
+//!
+//! Called by `registry`, `vm` and `host`. Knows no Lua.
+//!
+//! **A job's way.** [`Pool::submit`] counts it in, pushes it (own deque or injector) and wakes at most one worker. A worker's
+//! [`Worker::find`] takes it and counts it out. [`deliver`] brings the outcome to the submitter's inbox.
+//!
+//! **The end of a pool.** `shutdown` sets the state, so that submits are refused, and wakes everyone. A worker without
+//! sessions that finds no job then ends. A submit that read the state before still pushes: after its fence it
+//! either finds a worker that will look again, or none alive and starts one, and a worker that ends looks at the
+//! queues once more after it has been counted out. So no accepted job is left. The last one out signals who waits.
+
+mod config;
+mod queues;
+mod stats;
+mod worker;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+pub use config::{Config, MAX_WORKERS, Options, WhenFull, cores, whole};
+use queues::{Own, Queues, Theirs};
+pub use stats::Stat;
+use stats::{Totals, WorkerStats};
+pub use worker::{Turn, Worker};
+
+use crate::{
+    error::{Error, Result},
+    job::{Inbox, Job, Kind, Mode, signal},
+    outcome,
+    sleep::{Sleep, Wake},
+};
+
+const RUNNING: u8 = 0;
+/// Queued jobs are finished, then the workers end.
+const DRAINING: u8 = 1;
+/// The process's last host is gone: workers end as soon as they look.
+const STOPPING: u8 = 2;
+
+/// A worker as others see it.
+struct Seat {
+    theirs: Theirs,
+    inbox: std::sync::OnceLock<Arc<Inbox>>,
+    stats: WorkerStats,
+}
+
+/// See the module.
+pub struct Pool {
+    /// Unique among living pools; 0 is `CPU`, 1 is `IO`.
+    pub id: u32,
+    /// What it was created with.
+    pub config: Config,
+    run: fn(Worker),
+    state: AtomicU8,
+    queues: Queues,
+    /// Jobs in all queues.
+    queued: AtomicUsize,
+    sleep: Sleep,
+    seats: RwLock<Vec<Option<Arc<Seat>>>>,
+    concurrency: AtomicUsize,
+    /// There may be more workers than `concurrency`.
+    shrinking: AtomicBool,
+    /// Callers that wait for room in the queue.
+    waiters: Mutex<VecDeque<(Arc<Inbox>, u64)>>,
+    has_waiters: AtomicBool,
+    /// Callers that wait for the end.
+    mourners: Mutex<Vec<(Arc<Inbox>, u64)>>,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    last_one_out: Condvar,
+    created: Instant,
+    started: AtomicU64,
+    /// Of workers that have ended.
+    past: Mutex<Totals>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("id", &self.id).field("name", &self.config.name).finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// A pool without workers; `run` is what each worker's thread does.
+    pub fn new(id: u32, config: Config, run: fn(Worker)) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            run,
+            state: AtomicU8::new(RUNNING),
+            queues: Queues::new(),
+            queued: AtomicUsize::new(0),
+            sleep: Sleep::new(config.concurrency),
+            seats: RwLock::new(Vec::new()),
+            concurrency: AtomicUsize::new(config.concurrency),
+            shrinking: AtomicBool::new(false),
+            waiters: Mutex::new(VecDeque::new()),
+            has_waiters: AtomicBool::new(false),
+            mourners: Mutex::new(Vec::new()),
+            threads: Mutex::new(Vec::new()),
+            last_one_out: Condvar::new(),
+            created: Instant::now(),
+            started: AtomicU64::new(0),
+            past: Mutex::new(Totals::default()),
+            config,
+        })
+    }
+
+    /// What creates this pool anew, in a child process.
+    pub fn recreate(&self) -> Arc<Self> {
+        let config = Config { concurrency: self.concurrency.load(Ordering::Relaxed), ..self.config.clone() };
+        let pool = Self::new(self.id, config, self.run);
+        pool.state.store(self.state.load(Ordering::Relaxed), Ordering::Relaxed);
+        pool
+    }
+
+    /// Whether it takes a job now.
+    ///
+    /// # Errors
+    /// [`Error::PoolShutDown`], or [`Error::PoolFull`] unless `exempt`.
+    pub fn admit(&self, exempt: bool) -> Result<()> {
+        if !self.is_running() {
+            return Err(Error::PoolShutDown(self.config.name.to_string()));
+        }
+        if !exempt && self.queued.load(Ordering::Relaxed) >= self.config.backlog {
+            return Err(Error::PoolFull { pool: self.config.name.to_string(), backlog: self.config.backlog });
+        }
+        Ok(())
+    }
+
+    /// Accepts a job: into the deque of `worker`, if that is one of this pool, else into the injector. A `quiet` one is
+    /// pushed without a wake: the caller promises to look for work next.
+    pub fn submit(self: &Arc<Self>, job: Job, worker: Option<&Worker>, quiet: bool) {
+        let awaited = job.value.awaited;
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        match worker {
+            Some(worker) => worker.push(job),
+            None => self.queues.push(job),
+        }
+        if !quiet {
+            self.follow(self.sleep.pushed(awaited));
+        }
+    }
+
+    /// Signals `ticket` when there may be room in the queue (perhaps at once).
+    pub fn await_room(&self, inbox: Arc<Inbox>, ticket: u64) {
+        self.waiters.lock().push_back((inbox, ticket));
+        self.has_waiters.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        // A take before the store above saw no waiters: then its count is seen here.
+        if self.queued.load(Ordering::SeqCst) < self.config.backlog || !self.is_running() {
+            self.release_waiters(usize::MAX);
+        }
+    }
+
+    fn release_waiters(&self, most: usize) {
+        let mut released = 0;
+        while released < most {
+            let mut waiters = self.waiters.lock();
+            let first = waiters.pop_front();
+            self.has_waiters.store(!waiters.is_empty(), Ordering::SeqCst);
+            drop(waiters);
+            let Some((inbox, ticket)) = first else { return };
+            if !inbox.closed.load(Ordering::Acquire) {
+                inbox.mailbox.push(signal(ticket));
+                released += 1;
+            }
+        }
+    }
+
+    /// A job has left the queues.
+    fn taken(&self) {
+        self.queued.fetch_sub(1, Ordering::SeqCst);
+        if self.has_waiters.load(Ordering::SeqCst) {
+            self.release_waiters(1);
+        }
+    }
+
+    /// Whether it accepts jobs.
+    pub fn is_running(&self) -> bool {
+        self.state.load(Ordering::Acquire) == RUNNING
+    }
+
+    /// Whether there is a job that a worker (with or without room for a session) could take.
+    fn has_work(&self, with_room: bool) -> bool {
+        let seats = self.seats.read();
+        let mut seats = seats.iter().flatten();
+        if with_room {
+            !self.queues.is_empty() || seats.any(|seat| !seat.theirs.is_empty())
+        } else {
+            self.queues.has_awaited() || seats.any(|seat| seat.theirs.has_awaited())
+        }
+    }
+
+    /// Wakes one worker if there is work for it.
+    fn wake_one(self: &Arc<Self>) {
+        if self.has_work(true) {
+            self.follow(self.sleep.wake_one(self.has_work(false)));
+        }
+    }
+
+    /// Does what the sleep protocol asks for.
+    fn follow(self: &Arc<Self>, wake: Wake) {
+        match wake {
+            Wake::Nobody => {}
+            Wake::Worker(index) => self.wake(index),
+            Wake::Start => self.start(),
+        }
+    }
+
+    fn wake(&self, index: usize) {
+        let seats = self.seats.read();
+        if let Some(inbox) = seats.get(index).and_then(Option::as_ref).and_then(|seat| seat.inbox.get()) {
+            inbox.mailbox.waker().wake();
+        }
+    }
+
+    fn wake_all(&self) {
+        for index in 0..self.seats.read().len() {
+            self.wake(index);
+        }
+    }
+
+    /// Starts a worker that the sleep protocol has counted in, searching.
+    fn start(self: &Arc<Self>) {
+        let own = Own::new();
+        let seat = Arc::new(Seat {
+            theirs: own.theirs(),
+            inbox: std::sync::OnceLock::new(),
+            stats: WorkerStats::default(),
+        });
+        let index = {
+            let mut seats = self.seats.write();
+            let index = seats.iter().position(Option::is_none).unwrap_or(seats.len());
+            if index == seats.len() {
+                seats.push(None);
+            }
+            seats[index] = Some(Arc::clone(&seat));
+            index
+        };
+        let worker = Worker::new(Arc::clone(self), seat, own, index);
+        let run = self.run;
+        let number = self.started.fetch_add(1, Ordering::Relaxed) + 1;
+        // Linux shows 15 bytes of a thread's name.
+        let name = format!("msys {}-{number}", self.config.name).replace('\0', "");
+        let builder = std::thread::Builder::new().name(name).stack_size(self.config.stack_size);
+        let spawned = with_signals_blocked(|| builder.spawn(move || run(worker)));
+        match spawned {
+            Ok(thread) => {
+                let mut threads = self.threads.lock();
+                threads.retain(|thread| !thread.is_finished());
+                threads.push(thread);
+            }
+            Err(source) => {
+                // The closure was dropped, and with it the worker: it has been counted out.
+                let error = Error::NoThread { pool: self.config.name.to_string(), source };
+                if self.sleep.census().0 == 0 {
+                    self.fail_queued("error", &error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Ends every queued job with a failure.
+    pub fn fail_queued(&self, kind: &str, text: &str) {
+        let seats: Vec<_> = self.seats.read().iter().flatten().cloned().collect();
+        let spare = Own::new();
+        loop {
+            let job = self.queues.steal().or_else(|| spare.pop(true));
+            let Some(job) = job.or_else(|| seats.iter().find_map(|seat| seat.theirs.steal_into(&spare, true))) else {
+                return;
+            };
+            self.taken();
+            fail(job, &self.config.name, kind, text);
+        }
+    }
+
+    /// Refuses new jobs and ends when the queued ones (unless `drop_queued`) and those in progress have.
+    pub fn shutdown(&self, drop_queued: bool) {
+        self.state.fetch_max(DRAINING, Ordering::AcqRel);
+        if drop_queued {
+            let text = Error::PoolShutDown(self.config.name.to_string()).to_string();
+            self.fail_queued("shutdown", &text);
+        }
+        self.release_waiters(usize::MAX);
+        self.wake_all();
+        self.bury();
+    }
+
+    /// Signals `ticket` when no worker is left.
+    pub fn await_end(&self, inbox: Arc<Inbox>, ticket: u64) {
+        self.mourners.lock().push((inbox, ticket));
+        self.bury();
+    }
+
+    fn bury(&self) {
+        if self.is_running() || self.sleep.census().0 != 0 || !self.queues.is_empty() {
+            return;
+        }
+        for (inbox, ticket) in self.mourners.lock().drain(..) {
+            inbox.mailbox.push(signal(ticket));
+        }
+        let _threads = self.threads.lock();
+        self.last_one_out.notify_all();
+    }
+
+    /// Tells the workers to end whatever waits; for the end of the process's last host.
+    pub fn stop(&self) {
+        self.state.store(STOPPING, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Waits for all workers to end, at most until `deadline`, and joins those that did.
+    pub fn join(&self, deadline: Instant) {
+        let mut threads = self.threads.lock();
+        while self.sleep.census().0 != 0 {
+            if self.last_one_out.wait_until(&mut threads, deadline).timed_out() {
+                threads.retain(|thread| !thread.is_finished());
+                return;
+            }
+        }
+        for thread in threads.drain(..) {
+            // A worker's panic has been reported by its thread; nothing is left to do for it.
+            let _ = thread.join();
+        }
+    }
+
+    /// Sets how many workers it may have; superfluous ones end when they have no session.
+    pub fn resize(self: &Arc<Self>, concurrency: usize) {
+        self.concurrency.store(concurrency, Ordering::Relaxed);
+        self.sleep.set_limit(concurrency);
+        self.shrinking.store(true, Ordering::Release);
+        self.wake_all();
+        self.wake_one();
+    }
+
+    /// Jobs that wait in its queues.
+    pub fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
+    /// What it has done and is doing.
+    pub fn stat(&self) -> Stat {
+        let (alive, asleep) = self.sleep.census();
+        let mut totals = Totals::default();
+        {
+            let past = self.past.lock();
+            totals.invocations += past.invocations;
+            totals.errors += past.errors;
+            totals.wallclock += past.wallclock;
+        }
+        for seat in self.seats.read().iter().flatten() {
+            totals.add(&seat.stats);
+        }
+        let concurrency = self.concurrency.load(Ordering::Relaxed);
+        let active = alive.saturating_sub(asleep);
+        let wallclock = Duration::from_nanos(totals.wallclock).as_secs_f64();
+        Stat {
+            name: self.config.name.to_string(),
+            id: self.id,
+            concurrency,
+            invocations: totals.invocations,
+            errors: totals.errors,
+            avg_concurrency: wallclock / self.created.elapsed().as_secs_f64().max(1e-9),
+            saturation: active as f64 / concurrency.max(1) as f64,
+            avg_wallclock_time_per_op: wallclock / totals.invocations.max(1) as f64,
+            queue_sz: self.queued(),
+            job_num_queued: self.queued(),
+            job_num_running: totals.running,
+            num_threads: alive,
+            num_active_threads: active,
+            num_inactive_threads: asleep,
+            threads_started: self.started.load(Ordering::Relaxed),
+            shut_down: !self.is_running(),
+        }
+    }
+}
+
+/// Brings an ended job's outcome (its message) to whoever awaits it.
+pub fn deliver(mut job: Job, ok: bool) {
+    let (reply, root) = (job.value.reply.take(), job.value.root.clone());
+    let target = match job.value.mode {
+        Mode::Sync | Mode::Scheduled => {
+            job.value.kind = Kind::Outcome;
+            if let Some(reply) = reply {
+                post(&reply, job);
+            }
+            return;
+        }
+        Mode::Async => root,
+    };
+    let Some(root) = target else { return };
+    if !ok {
+        job.value.kind = Kind::Report;
+        post(&root, job);
+    }
+    root.end_pending();
+}
+
+/// Ends a job with a failure that no Lua made.
+pub fn fail(mut job: Job, pool: &str, kind: &str, text: &str) {
+    let id = job.value.id;
+    outcome::failure(&mut job.value.message, text, kind, pool, id);
+    deliver(job, false);
+}
+
+fn post(inbox: &Inbox, job: Job) {
+    if !inbox.closed.load(Ordering::Acquire) {
+        inbox.mailbox.push(job);
+    }
+}
+
+/// Threads inherit the mask: the host's handlers are not for workers.
+fn with_signals_blocked<T>(spawn: impl FnOnce() -> T) -> T {
+    // SAFETY: all-zero is a valid signal set to be filled in by the calls.
+    let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+    // SAFETY: two signal sets of ours.
+    unsafe {
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+    }
+    let result = spawn();
+    // SAFETY: the set that the call above filled in.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
+    result
+}

@@ -1,0 +1,233 @@
+//! A worker's side of its pool: find a job, sleep, end.
+//!
+//! Used on the worker's own thread only (`vm`).
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use super::{Own, Pool, RUNNING, STOPPING, Seat, stats};
+use crate::{
+    job::{Inbox, Job},
+    sleep::Class,
+    waker::{self, SPINS, Wait},
+};
+
+/// Every so many searches a worker looks at the injector before its own deque, or its own jobs could keep the others
+/// out for ever. A prime, as in tokio's scheduler, to fall in step with nothing.
+const INJECTOR_FIRST: u32 = 61;
+
+/// What a worker with nothing to run does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Look again.
+    Again,
+    /// End: the pool is shut down or smaller now.
+    End,
+}
+
+/// See the module. Dropping it counts the worker out.
+pub struct Worker {
+    /// Its pool.
+    pub pool: Arc<Pool>,
+    seat: Arc<Seat>,
+    own: Own,
+    index: usize,
+    searching: std::cell::Cell<bool>,
+    tick: std::cell::Cell<u32>,
+    left: std::cell::Cell<bool>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("pool", &self.pool).field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    pub(super) fn new(pool: Arc<Pool>, seat: Arc<Seat>, own: Own, index: usize) -> Self {
+        Self {
+            pool,
+            seat,
+            own,
+            index,
+            searching: true.into(),
+            tick: 0.into(),
+            left: false.into(),
+        }
+    }
+
+    /// Makes the worker known under its inbox, before it sleeps for the first time.
+    pub fn register(&self, inbox: Arc<Inbox>) {
+        let _ = self.seat.inbox.set(inbox);
+    }
+
+    pub(super) fn push(&self, job: Job) {
+        self.own.push(job);
+    }
+
+    /// Makes up for a quiet submit: jobs in the own deque are not going to be looked for at once after all.
+    pub fn announce(&self) {
+        if !self.seat.theirs.is_empty() {
+            self.pool.follow(self.pool.sleep.pushed(self.seat.theirs.has_awaited()));
+        }
+    }
+
+    /// A job for this worker. `sessions` jobs are in progress on it: at the limit it gets only jobs that those wait for,
+    /// and with any it leaves new jobs to workers that have none.
+    pub fn find(&self, sessions: usize) -> Option<Job> {
+        let with_room = sessions < self.pool.config.sessions;
+        let tick = self.tick.get().wrapping_add(1);
+        self.tick.set(tick);
+        let injector = |worker: &Self| {
+            if sessions > 0 && worker.pool.sleep.has_free() && !worker.pool.queues.is_empty() {
+                // A push may have found us searching and woken nobody: that one is to take it.
+                worker.leave_search();
+                worker.pool.wake_one();
+                return worker.pool.queues.steal_into(&worker.own, false);
+            }
+            worker.pool.queues.steal_into(&worker.own, with_room)
+        };
+        let job = if tick.is_multiple_of(INJECTOR_FIRST) { injector(self) } else { None }
+            .or_else(|| self.own.pop(with_room))
+            .or_else(|| injector(self))
+            .or_else(|| self.steal(with_room))?;
+        self.pool.taken();
+        self.leave_search();
+        Some(job)
+    }
+
+    /// From the other workers, beginning behind oneself so that not all begin at the same.
+    fn steal(&self, with_room: bool) -> Option<Job> {
+        let seats = self.pool.seats.read();
+        let (before, behind) = seats.split_at_checked(self.index)?;
+        behind
+            .iter()
+            .skip(1)
+            .chain(before)
+            .flatten()
+            .find_map(|seat| seat.theirs.steal_into(&self.own, with_room))
+    }
+
+    /// Step 3 of the sleep protocol, for a searcher.
+    fn leave_search(&self) {
+        if self.searching.replace(false) && self.pool.sleep.found() {
+            self.pool.wake_one();
+        }
+    }
+
+    /// Nothing to run: sleeps until there is a job, an event in `inbox`, or `timeout` is over. While a
+    /// core is free for it, it looks for a while before.
+    pub fn idle(&self, inbox: &Inbox, sessions: usize, timeout: Option<Duration>) -> Turn {
+        if self.must_end(sessions) {
+            return Turn::End;
+        }
+        let with_room = sessions < self.pool.config.sessions;
+        let sleep = &self.pool.sleep;
+        if !self.searching.replace(true) {
+            sleep.search();
+            // A push since our last look may have relied on a searcher; now that we are one, look again.
+            return Turn::Again;
+        }
+        if sleep.searchers() == 1 && waker::core_is_free() {
+            for _ in 0..SPINS {
+                std::hint::spin_loop();
+                if !inbox.mailbox.is_empty() || !self.pool.queues.is_empty() || inbox.mailbox.waker().is_notified() {
+                    return Turn::Again;
+                }
+            }
+        }
+        let class = match (sessions, with_room) {
+            (_, false) => Class::Full,
+            (0, true) => Class::Free,
+            (_, true) => Class::Waiting,
+        };
+        if !sleep.sleep(self.index, class, || self.pool.has_work(with_room)) {
+            return Turn::Again;
+        }
+        self.searching.set(false);
+        if class == Class::Full {
+            // A push may have relied on us, and we leave that job to others.
+            self.pool.wake_one();
+        }
+        // Events come by the same waker; timers end the wait. No signal reaches a worker.
+        let _: Wait = inbox.mailbox.waker().wait(timeout);
+        self.searching.set(sleep.woken(self.index));
+        Turn::Again
+    }
+
+    fn must_end(&self, sessions: usize) -> bool {
+        let state = self.pool.state.load(Ordering::Acquire);
+        if state == STOPPING {
+            return true;
+        }
+        if sessions > 0 {
+            return false;
+        }
+        if state != RUNNING {
+            return true;
+        }
+        if self.pool.shrinking.load(Ordering::Acquire) {
+            if self.pool.sleep.leave_if_too_many() {
+                self.left.set(true);
+                return true;
+            }
+            self.pool.shrinking.store(false, Ordering::Release);
+        }
+        false
+    }
+
+    /// Whether a smaller pool should end this worker now, though there may be jobs; it has no session.
+    pub fn is_superfluous(&self) -> bool {
+        self.pool.shrinking.load(Ordering::Relaxed) && self.must_end(0)
+    }
+
+    /// A job begins here.
+    pub fn job_begins(&self) {
+        stats::add(&self.seat.stats.running, 1);
+    }
+
+    /// A job has ended here, after `wallclock`.
+    pub fn job_ended(&self, wallclock: Duration, ok: bool) {
+        let stats = &self.seat.stats;
+        stats::add(&stats.running, u64::MAX);
+        stats::add(&stats.invocations, 1);
+        stats::add(&stats.errors, u64::from(!ok));
+        stats::add(&stats.wallclock, u64::try_from(wallclock.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Whether this is the pool's only worker alive.
+    pub fn is_last(&self) -> bool {
+        self.pool.sleep.census().0 <= 1
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Jobs of its own that it never began are for the others.
+        while let Some(job) = self.own.pop(true) {
+            self.pool.queues.push(job);
+        }
+        if let Some(seat) = self.pool.seats.write().get_mut(self.index) {
+            *seat = None;
+        }
+        {
+            let mut past = self.pool.past.lock();
+            past.add(&self.seat.stats);
+        }
+        if self.searching.get() {
+            let _last = self.pool.sleep.found();
+        }
+        if !self.left.get() {
+            self.pool.sleep.ended();
+        }
+        // A push that counted on this worker came before it was counted out, or finds it gone and starts another.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        // One that never ran (the system refused the thread) does not try again: its pool fails the jobs.
+        if self.seat.inbox.get().is_some() && self.pool.state.load(Ordering::Acquire) != STOPPING {
+            self.pool.wake_one();
+        }
+        self.pool.bury();
+    }
+}

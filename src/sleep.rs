@@ -1,0 +1,210 @@
+//! When workers of a pool sleep, and who wakes them: the protocol of rayon and tokio, with two classes of sleepers.
+//!
+//! Called by `pool`. Knows neither queues nor VMs: the caller says whether there is work, and how a worker is woken.
+//!
+//! **Words.** A worker *searches* from the moment it is woken (or finds nothing) until it has a job or sleeps; `searching`
+//! counts them. `sleepers` holds the workers that sleep for want of jobs: those without sessions; those whose sessions
+//! wait, to which a job goes only if there is none of the former and no thread left to start; and those that have as many
+//! sessions as they may, which take only *awaited* jobs (see `pool::queues`).
+//!
+//! **Steps.**
+//! 1. *Submit*: push the job; full fence; if `searching` is 0, [`Sleep::wake_one`].
+//! 2. *Wake one*: under the lock, if `searching` is still 0: take a sleeper (or reserve a thread to start), set
+//!    `searching` to 1 on its behalf; outside the lock, signal it.
+//! 3. *Found*: a searcher that found a job leaves `searching`; if it was the last and there is more work, it wakes one:
+//!    so a batch of jobs wakes workers one after the other, and never all at once for one job.
+//! 4. *Sleep*: under the lock, enter `sleepers`; leave `searching`; full fence; look at the queues **again**. If there
+//!    is work that we may take, leave `sleepers` and search; if somebody has taken us out meanwhile, their wake is ours:
+//!    search. If there is work that we may not take, being full, wake one who may.
+//! 5. *Woken*: under the lock, if still in `sleepers` (a mailbox woke us), leave it, not searching; else, searching.
+//!
+//! **No job is left while a worker sleeps.** Take a job J pushed in step 1, and the submitter's load of `searching`.
+//! If it reads 0 and finds no sleeper, then every worker that enters `sleepers` later does so after the submitter's
+//! fence, and its second look in step 4 sees J. If it reads more than 0, some worker S was searching; by the fences,
+//! S's leave comes after J's push in their total order. S leaves by step 4, and then its second look sees J; or by
+//! step 3, and then either it was the last, and its look at the queues sees J, or another searcher is left, for which
+//! the same holds: the last of them sees J. Whoever sees J searches or wakes. The loom models in `tests/loom.rs` check
+//! this for small numbers.
+
+use crate::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering, fence},
+};
+
+/// How a sleeper stands to new jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// No session on it: takes jobs first.
+    Free,
+    /// Some of its sessions wait, and would have to wait for the job too.
+    Waiting,
+    /// No room for a session: takes awaited jobs only.
+    Full,
+}
+
+/// What [`Sleep::wake_one`] asks its caller to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// Nothing: somebody searches, or nobody is left to wake.
+    Nobody,
+    /// Wake this worker; it counts as searching already.
+    Worker(usize),
+    /// Start a worker; it begins searching.
+    Start,
+}
+
+#[derive(Debug, Default)]
+struct Sleepers {
+    free: Vec<usize>,
+    waiting: Vec<usize>,
+    full: Vec<usize>,
+    /// Workers started and not ended.
+    alive: usize,
+    /// How many may be.
+    limit: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Sleep {
+    searching: AtomicUsize,
+    /// Length of `sleepers.free`: a worker with waiting sessions leaves jobs to these.
+    free: AtomicUsize,
+    sleepers: Mutex<Sleepers>,
+}
+
+impl Sleep {
+    /// Nobody alive, at most `limit` workers.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            searching: AtomicUsize::new(0),
+            free: AtomicUsize::new(0),
+            sleepers: Mutex::new(Sleepers { limit, ..Sleepers::default() }),
+        }
+    }
+
+    /// Step 1, after the push of a job, an awaited one or not.
+    #[inline]
+    pub fn pushed(&self, awaited: bool) -> Wake {
+        fence(Ordering::SeqCst);
+        if self.searching.load(Ordering::SeqCst) == 0 { self.wake_one(awaited) } else { Wake::Nobody }
+    }
+
+    /// Step 2. Full workers are woken only if there is an awaited job.
+    pub fn wake_one(&self, awaited: bool) -> Wake {
+        let mut sleepers = self.sleepers.lock();
+        if self.searching.load(Ordering::SeqCst) != 0 {
+            return Wake::Nobody;
+        }
+        let wake = if let Some(worker) = sleepers.free.pop() {
+            self.free.store(sleepers.free.len(), Ordering::Relaxed);
+            Wake::Worker(worker)
+        } else if sleepers.alive < sleepers.limit {
+            sleepers.alive += 1;
+            Wake::Start
+        } else if let Some(worker) = sleepers.waiting.pop() {
+            Wake::Worker(worker)
+        } else if let (true, Some(worker)) = (awaited, sleepers.full.pop()) {
+            Wake::Worker(worker)
+        } else {
+            return Wake::Nobody;
+        };
+        self.searching.fetch_add(1, Ordering::SeqCst);
+        wake
+    }
+
+    /// Step 3, for a searcher that found a job: whether it was the last, and so has to look for more work.
+    #[must_use]
+    pub fn found(&self) -> bool {
+        self.searching.fetch_sub(1, Ordering::SeqCst) == 1
+    }
+
+    /// A worker that has nothing to do begins to search.
+    pub fn search(&self) {
+        self.searching.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Step 4 for a worker that searches: whether it sleeps now (then it waits, and calls [`Sleep::woken`] after);
+    /// otherwise it still searches.
+    ///
+    /// `has_work` speaks of work that this worker may take.
+    #[must_use]
+    pub fn sleep(&self, worker: usize, class: Class, has_work: impl Fn() -> bool) -> bool {
+        {
+            let mut sleepers = self.sleepers.lock();
+            match class {
+                Class::Free => sleepers.free.push(worker),
+                Class::Waiting => sleepers.waiting.push(worker),
+                Class::Full => sleepers.full.push(worker),
+            }
+            self.free.store(sleepers.free.len(), Ordering::Relaxed);
+        }
+        self.searching.fetch_sub(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if !has_work() {
+            return true;
+        }
+        if self.leave(worker) {
+            self.search();
+        }
+        false
+    }
+
+    /// Step 5: whether the worker searches (a job's push woke it) or not (something else did).
+    #[must_use]
+    pub fn woken(&self, worker: usize) -> bool {
+        !self.leave(worker)
+    }
+
+    /// Whether the worker was among the sleepers, and is not any more.
+    fn leave(&self, worker: usize) -> bool {
+        let mut sleepers = self.sleepers.lock();
+        let Sleepers { free, waiting, full, .. } = &mut *sleepers;
+        let left = [free, waiting, full].into_iter().any(|class| {
+            // A worker sleeps once, and the newest sleepers are the likeliest to leave.
+            let place = class.iter().rposition(|other| *other == worker);
+            place.map(|place| class.remove(place)).is_some()
+        });
+        self.free.store(sleepers.free.len(), Ordering::Relaxed);
+        left
+    }
+
+    /// Whether a worker without sessions sleeps; a hint.
+    pub fn has_free(&self) -> bool {
+        self.free.load(Ordering::Relaxed) != 0
+    }
+
+    /// How many workers search; a hint.
+    pub fn searchers(&self) -> usize {
+        self.searching.load(Ordering::Relaxed)
+    }
+
+    /// Workers alive, and how many of them sleep.
+    pub fn census(&self) -> (usize, usize) {
+        let sleepers = self.sleepers.lock();
+        (sleepers.alive, sleepers.free.len() + sleepers.waiting.len() + sleepers.full.len())
+    }
+
+    /// Sets how many workers may live. The caller wakes those that are too many.
+    pub fn set_limit(&self, limit: usize) {
+        self.sleepers.lock().limit = limit;
+    }
+
+    /// Whether there are more workers than the limit; if so, the calling worker, which does not search, is counted out.
+    #[must_use]
+    pub fn leave_if_too_many(&self) -> bool {
+        let mut sleepers = self.sleepers.lock();
+        if sleepers.alive <= sleepers.limit {
+            return false;
+        }
+        sleepers.alive -= 1;
+        true
+    }
+
+    /// A worker ended (or could not be started); gives how many are left.
+    pub fn ended(&self) -> usize {
+        let mut sleepers = self.sleepers.lock();
+        sleepers.alive -= 1;
+        sleepers.alive
+    }
+}

@@ -1,0 +1,524 @@
+//! One VM's side of the traffic: its inbox, timers, jobs in progress, and what it does when nothing is ready.
+//!
+//! Called by `host` (the functions that Lua sees) and `worker`. A host and a worker are the same here, but that a
+//! worker also asks its pool for jobs. Everything is of one thread but the inbox; no borrow is held while Lua may run.
+
+use std::{
+    cell::{Cell, RefCell},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::{
+    decode, encode,
+    error::{Error, Result},
+    functions::Functions,
+    job::{Chain, Ids, Inbox, Job, Kind, Mode, new_job},
+    mailbox::{Mailbox, Taken},
+    pool::{self, Pool, Turn, Worker},
+    registry,
+    timer::Timers,
+    waker::{self, SPINS, Waker},
+    wire::Message,
+};
+
+/// How many spare parcels a VM keeps.
+const SPARE: usize = 256;
+
+/// What [`Vm::next`] found.
+#[derive(Debug)]
+pub enum Next {
+    /// Nothing; a wait was interrupted by a signal if `true`.
+    Nothing(bool),
+    /// A job to run, in this slot.
+    Job(usize),
+    /// An outcome or a report.
+    Event(Job),
+    /// What a ticket waited for.
+    Signal(u64),
+    /// The worker is to end.
+    End,
+    /// The process is a fork's child: what was under way is not here.
+    Lost,
+}
+
+/// A job in progress on a worker.
+#[derive(Debug)]
+pub struct Running {
+    /// Its parcel; the message is the closure until it is opened.
+    pub job: Job,
+    started: Instant,
+}
+
+/// Buffers of one encoding or decoding.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// For `encode`.
+    pub encode: encode::Scratch,
+    /// For `decode`.
+    pub decode: decode::Scratch,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Vm {
+    /// What it knows of functions.
+    pub functions: Functions,
+    /// For a worker: its side of the pool.
+    pub worker: Option<Worker>,
+    /// Modules that it has loaded, or has tried to.
+    pub modules: RefCell<FxHashSet<Arc<str>>>,
+    /// A message made for the next `create`.
+    pub packed: RefCell<Option<Arc<Message>>>,
+    /// Which of the host's module paths it has.
+    pub paths: Cell<u32>,
+    inbox: RefCell<Arc<Inbox>>,
+    taken: RefCell<Taken<crate::job::Parcel>>,
+    /// An event put back: a module has to be loaded first.
+    held: RefCell<Option<Job>>,
+    timers: RefCell<Timers>,
+    running: RefCell<Vec<Option<Running>>>,
+    vacant: RefCell<Vec<usize>>,
+    sessions: Cell<usize>,
+    /// The host in whose name the worker last worked.
+    root: RefCell<Option<Arc<Inbox>>>,
+    /// Of completions that this worker's scheduler is to run: who waits for them to end.
+    scheduled: RefCell<FxHashMap<u64, Arc<Inbox>>>,
+    /// A job pushed without a wake, because this worker would look for it next.
+    quiet: Cell<u64>,
+    /// The pool's init runs: no job begins but those that it waits for.
+    initializing: Cell<bool>,
+    generation: Cell<u32>,
+    ids: RefCell<Ids>,
+    spare: RefCell<Vec<Job>>,
+    scratch: RefCell<Vec<Box<Scratch>>>,
+    pools: RefCell<Vec<Option<Arc<Pool>>>>,
+}
+
+/// What `submit` is asked for, besides the message.
+#[derive(Debug)]
+pub struct Order {
+    /// Who awaits it.
+    pub mode: Mode,
+    /// The submitter's name for the wait.
+    pub ticket: u64,
+    /// The slot of the submitting job, if it is one.
+    pub slot: Option<usize>,
+    /// What the user calls it.
+    pub name: Option<Arc<str>>,
+    /// The submitter looks for work right after.
+    pub quiet: bool,
+}
+
+impl Vm {
+    /// A VM around an inbox that this thread (a worker's) or any (a host's) waits on.
+    pub fn new(functions: Functions, inbox: Arc<Inbox>, worker: Option<Worker>) -> Self {
+        Self {
+            functions,
+            worker,
+            modules: RefCell::default(),
+            packed: RefCell::default(),
+            paths: Cell::new(u32::MAX),
+            inbox: RefCell::new(inbox),
+            taken: RefCell::new(Taken::none()),
+            held: RefCell::default(),
+            timers: RefCell::default(),
+            running: RefCell::default(),
+            vacant: RefCell::default(),
+            sessions: Cell::new(0),
+            root: RefCell::default(),
+            scheduled: RefCell::default(),
+            quiet: Cell::new(0),
+            initializing: Cell::new(false),
+            generation: Cell::new(registry::generation()),
+            ids: RefCell::default(),
+            spare: RefCell::default(),
+            scratch: RefCell::default(),
+            pools: RefCell::default(),
+        }
+    }
+
+    /// Its inbox.
+    pub fn inbox(&self) -> Arc<Inbox> {
+        Arc::clone(&self.inbox.borrow())
+    }
+
+    /// Buffers for one encoding or decoding; give them back.
+    pub fn take_scratch(&self) -> Box<Scratch> {
+        self.scratch.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Gives buffers back.
+    pub fn return_scratch(&self, scratch: Box<Scratch>) {
+        self.scratch.borrow_mut().push(scratch);
+    }
+
+    /// An empty parcel.
+    pub fn take_parcel(&self) -> Job {
+        self.spare.borrow_mut().pop().unwrap_or_else(new_job)
+    }
+
+    /// Keeps a parcel whose contents are no longer needed.
+    pub fn return_parcel(&self, mut job: Job) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < SPARE {
+            let parcel = &mut job.value;
+            parcel.message.clear();
+            parcel.name = None;
+            parcel.chain = None;
+            parcel.root = None;
+            spare.push(job);
+        }
+    }
+
+    /// The pool with this id; remembered, so that most calls touch no lock.
+    pub fn pool(&self, id: u32) -> Option<Arc<Pool>> {
+        let place = id as usize;
+        if let Some(Some(pool)) = self.pools.borrow().get(place) {
+            return Some(Arc::clone(pool));
+        }
+        let pool = registry::by_id(id)?;
+        let mut pools = self.pools.borrow_mut();
+        if pools.len() <= place {
+            pools.resize(place + 1, None);
+        }
+        pools[place] = Some(Arc::clone(&pool));
+        Some(pool)
+    }
+
+    /// Forgets a pool that was shut down.
+    pub fn forget_pool(&self, id: u32) {
+        if let Some(place) = self.pools.borrow_mut().get_mut(id as usize) {
+            *place = None;
+        }
+    }
+
+    /// Whether this is a child process that has not begun anew. If so, it begins: nothing of before will come.
+    pub fn is_lost(&self) -> bool {
+        if self.generation.get() == registry::generation() {
+            return false;
+        }
+        self.generation.set(registry::generation());
+        // The parent's threads may have held these at the fork; no destructor may touch them.
+        std::mem::forget(std::mem::take(&mut *self.pools.borrow_mut()));
+        std::mem::forget(self.held.take());
+        std::mem::forget(self.taken.replace(Taken::none()));
+        self.scheduled.borrow_mut().clear();
+        if let Ok(waker) = Waker::for_host() {
+            // The old one's descriptors are shared with the parent: closing ours leaves the parent's open.
+            *self.inbox.borrow_mut() = Inbox::new(Mailbox::new(waker));
+        }
+        true
+    }
+
+    /// Whether this VM's worker is one of `pool`, whose queue its submits may exceed.
+    pub fn works_for(&self, pool: &Pool) -> bool {
+        self.worker.as_ref().is_some_and(|worker| worker.pool.id == pool.id)
+    }
+
+    /// Sends a parcel, whose message is the closure, to a pool that has admitted it; gives the job's id.
+    pub fn submit(&self, pool: &Arc<Pool>, mut job: Job, order: Order) -> u64 {
+        let id = self.ids.borrow_mut().next();
+        let running = self.running.borrow();
+        let parent = order.slot.and_then(|slot| running.get(slot)?.as_ref());
+        let parcel = &mut job.value;
+        parcel.kind = Kind::Job;
+        parcel.mode = order.mode;
+        parcel.id = id;
+        parcel.pool = pool.id;
+        parcel.paths = self.paths.get();
+        parcel.name = order.name;
+        parcel.ticket = order.ticket;
+        parcel.chain = None;
+        if order.mode == Mode::Sync
+            && let Some(parent) = parent
+        {
+            parcel.chain = Some(Chain::extend(parent.job.value.chain.as_ref(), parent.job.value.pool));
+        }
+        if let (true, Some(worker)) = (self.initializing.get(), &self.worker) {
+            parcel.chain = Some(Chain::extend(None, worker.pool.id));
+        }
+        parcel.awaited = Chain::contains(parcel.chain.as_ref(), pool.id);
+        let inbox = self.inbox.borrow();
+        let root = match (&self.worker, parent) {
+            (None, _) => Some(Arc::clone(&inbox)),
+            (Some(_), Some(parent)) => parent.job.value.root.clone(),
+            (Some(_), None) => self.root.borrow().clone(),
+        };
+        drop(running);
+        if order.mode != Mode::Sync
+            && let Some(root) = &root
+        {
+            root.begin_pending();
+            if order.mode == Mode::Scheduled && self.worker.is_some() {
+                self.scheduled.borrow_mut().insert(order.ticket, Arc::clone(root));
+            }
+        }
+        parcel.root = root;
+        parcel.reply = Some(Arc::clone(&inbox));
+        drop(inbox);
+        let worker = self.worker.as_ref().filter(|worker| worker.pool.id == pool.id);
+        let quiet = order.quiet && worker.is_some();
+        if quiet {
+            self.announce();
+            self.quiet.set(id);
+        }
+        pool.submit(job, worker, quiet);
+        id
+    }
+
+    /// Makes up for a job pushed quietly.
+    fn announce(&self) {
+        if self.quiet.replace(0) != 0
+            && let Some(worker) = &self.worker
+        {
+            worker.announce();
+        }
+    }
+
+    /// A completion that this VM's scheduler ran for `ticket` has ended.
+    pub fn settle(&self, ticket: u64) {
+        if self.worker.is_none() {
+            self.inbox.borrow().end_pending();
+        } else if let Some(root) = self.scheduled.borrow_mut().remove(&ticket) {
+            root.end_pending();
+        }
+    }
+
+    /// Sets a timer.
+    pub fn set_timer(&self, seconds: f64, ticket: u64) {
+        // More than the clock can hold is "never"; ten years are enough for that.
+        let after = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).min(Duration::from_secs(315_360_000));
+        self.timers.borrow_mut().set(Instant::now() + after, ticket);
+    }
+
+    /// The next event, job or timer. With `block`, waits for one; may give nothing all the same.
+    pub fn next(&self, block: bool) -> Next {
+        if self.is_lost() {
+            return Next::Lost;
+        }
+        loop {
+            if let Some(event) = self.next_event() {
+                self.announce();
+                return event;
+            }
+            if let Some(worker) = &self.worker {
+                if self.sessions.get() == 0 && worker.is_superfluous() {
+                    return Next::End;
+                }
+                if let Some(job) = worker.find(self.load()) {
+                    if self.quiet.get() != job.value.id {
+                        self.announce();
+                    }
+                    self.quiet.set(0);
+                    return Next::Job(self.begin(worker, job));
+                }
+            }
+            if !block {
+                return Next::Nothing(false);
+            }
+            let timeout = {
+                let timers = self.timers.borrow();
+                if timers.is_empty() { None } else { timers.next_in(Instant::now()) }
+            };
+            let inbox = self.inbox();
+            match &self.worker {
+                Some(worker) => {
+                    if worker.idle(&inbox, self.load(), timeout) == Turn::End {
+                        return Next::End;
+                    }
+                }
+                None => {
+                    if Self::spin(&inbox) {
+                        continue;
+                    }
+                    let waited = inbox.mailbox.waker().wait(timeout);
+                    // Whatever woke us, the caller looks at its conditions once if there is no event.
+                    return self.next_event().unwrap_or(Next::Nothing(waited == waker::Wait::Interrupted));
+                }
+            }
+        }
+    }
+
+    /// Jobs in progress, as `find` and `idle` count them.
+    fn load(&self) -> usize {
+        if self.initializing.get() { usize::MAX } else { self.sessions.get() }
+    }
+
+    /// The pool's init begins or has ended.
+    pub fn set_initializing(&self, initializing: bool) {
+        self.initializing.set(initializing);
+    }
+
+    /// Whether the job in `slot`, or one that waits for it, is one of this pool: then it must not wait for that pool's end.
+    pub fn has_ancestor_in(&self, slot: Option<usize>, pool: u32) -> bool {
+        let running = self.running.borrow();
+        let parcel = slot.and_then(|slot| running.get(slot)?.as_ref()).map(|running| &running.job.value);
+        parcel.is_some_and(|parcel| parcel.pool == pool || Chain::contains(parcel.chain.as_ref(), pool))
+    }
+
+    /// Whether something came within a short spin; none is tried while no core is free for it.
+    fn spin(inbox: &Arc<Inbox>) -> bool {
+        if !waker::core_is_free() || !inbox.has_company() {
+            return false;
+        }
+        for _ in 0..SPINS {
+            if !inbox.mailbox.is_empty() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
+    }
+
+    /// An event that is here.
+    fn next_event(&self) -> Option<Next> {
+        let mut held = self.held.borrow_mut().take();
+        if held.is_none() {
+            held = self.taken.borrow_mut().next();
+        }
+        if held.is_none() {
+            let inbox = self.inbox.borrow();
+            if !inbox.mailbox.is_empty() {
+                let mut taken = inbox.mailbox.take();
+                held = taken.next();
+                *self.taken.borrow_mut() = taken;
+            }
+        }
+        if let Some(job) = held {
+            return Some(match job.value.kind {
+                Kind::Signal => Next::Signal(job.value.ticket),
+                Kind::Job | Kind::Outcome | Kind::Report => Next::Event(job),
+            });
+        }
+        let mut timers = self.timers.borrow_mut();
+        if timers.is_empty() {
+            return None;
+        }
+        timers.due(Instant::now()).map(Next::Signal)
+    }
+
+    /// Puts an event back, to be the next one.
+    pub fn hold(&self, job: Job) {
+        *self.held.borrow_mut() = Some(job);
+    }
+
+    /// Before a foreign event loop's turn is served: what has been signalled up to now is being looked at.
+    pub fn acknowledge(&self) {
+        self.inbox.borrow().mailbox.waker().acknowledge();
+    }
+
+    /// After it: the descriptor becomes readable at the next timer, or at once if sessions are ready.
+    pub fn watch(&self, ready: bool) {
+        let inbox = self.inbox.borrow();
+        let waker = inbox.mailbox.waker();
+        let timers = self.timers.borrow();
+        waker.watch_until(if timers.is_empty() { None } else { timers.next_in(Instant::now()) });
+        if ready {
+            waker.wake();
+        }
+    }
+
+    fn begin(&self, worker: &Worker, job: Job) -> usize {
+        worker.job_begins();
+        if !job.value.root.as_ref().is_some_and(|root| self.root.borrow().as_ref().is_some_and(|r| Arc::ptr_eq(r, root)))
+        {
+            *self.root.borrow_mut() = job.value.root.clone();
+        }
+        self.sessions.set(self.sessions.get() + 1);
+        let running = Some(Running { job, started: Instant::now() });
+        let mut slots = self.running.borrow_mut();
+        if let Some(slot) = self.vacant.borrow_mut().pop()
+            && let Some(place) = slots.get_mut(slot)
+        {
+            *place = running;
+            return slot;
+        }
+        slots.push(running);
+        slots.len() - 1
+    }
+
+    /// The job in `slot`, taken out while it is worked on; put it back with [`Vm::put_running`] or end it.
+    pub fn take_running(&self, slot: usize) -> Option<Running> {
+        self.running.borrow_mut().get_mut(slot)?.take()
+    }
+
+    /// Puts it back.
+    pub fn put_running(&self, slot: usize, running: Running) {
+        if let Some(place) = self.running.borrow_mut().get_mut(slot) {
+            *place = Some(running);
+        }
+    }
+
+    /// Id of the job in `slot`, its pool's name, and its own.
+    pub fn describe(&self, slot: usize) -> Option<(u64, Arc<str>, Option<Arc<str>>)> {
+        let running = self.running.borrow();
+        let parcel = &running.get(slot)?.as_ref()?.job.value;
+        let pool = self.worker.as_ref().map(|worker| Arc::clone(&worker.pool.config.name))?;
+        Some((parcel.id, pool, parcel.name.clone()))
+    }
+
+    /// A job taken out of `slot` has ended; its message is the outcome.
+    pub fn end(&self, slot: usize, running: Running, ok: bool) {
+        self.vacant.borrow_mut().push(slot);
+        self.sessions.set(self.sessions.get().saturating_sub(1));
+        if let Some(worker) = &self.worker {
+            worker.job_ended(running.started.elapsed(), ok);
+        }
+        let job = running.job;
+        if ok && job.value.mode == Mode::Async {
+            if let Some(root) = &job.value.root {
+                root.end_pending();
+            }
+            self.return_parcel(job);
+        } else {
+            pool::deliver(job, ok);
+        }
+    }
+
+    /// Reports a failure (a message `false, error, info`) that nobody waits for, to the host of the job in `slot`.
+    pub fn report(&self, slot: Option<usize>, message: Message) {
+        let running = self.running.borrow();
+        let parent = slot.and_then(|slot| running.get(slot)?.as_ref());
+        let root = parent.and_then(|parent| parent.job.value.root.clone()).or_else(|| self.root.borrow().clone());
+        drop(running);
+        let Some(root) = root else { return };
+        if root.closed.load(Ordering::Acquire) {
+            return;
+        }
+        let mut job = new_job();
+        job.value.kind = Kind::Report;
+        job.value.message = message;
+        root.mailbox.push(job);
+    }
+
+    /// The pool's admission, with this VM's exemptions.
+    ///
+    /// # Errors
+    /// [`Error::PoolShutDown`], [`Error::PoolFull`].
+    pub fn admit(&self, pool: &Arc<Pool>) -> Result<()> {
+        let admitted = pool.admit(self.works_for(pool));
+        if matches!(admitted, Err(Error::PoolShutDown(_))) {
+            self.forget_pool(pool.id);
+        }
+        admitted
+    }
+}
+
+impl Drop for Vm {
+    /// Jobs that are still in progress end with their VM.
+    fn drop(&mut self) {
+        self.inbox.borrow().closed.store(true, Ordering::Release);
+        let Some(worker) = &self.worker else { return };
+        for running in self.running.get_mut().drain(..).flatten() {
+            let name = &worker.pool.config.name;
+            let text = format!("the worker of pool '{name}' ended while the job was in progress");
+            pool::fail(running.job, name, "shutdown", &text);
+        }
+        for (_, root) in self.scheduled.get_mut().drain() {
+            root.end_pending();
+        }
+    }
+}

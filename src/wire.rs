@@ -1,0 +1,205 @@
+//! The format of values between VMs: tags, the message, a bounds-checked reader.
+//!
+//! Called by `encode` and `decode`, which know Lua; this file knows bytes. Little endian, no pointers: what cannot be
+//! bytes (code, modules to load first) stands beside them in the [`Message`] and is named by its place there.
+//!
+//! ```text
+//! message  = version keys:u8  count:varint  value*count  body*          a body for each deferred object, in order
+//! value    = NIL | FALSE | TRUE | NUMBER f64 | INT zigzag | STR8 u8 bytes | STR32 u32 bytes | LIGHT u64
+//!          | KEY bytes | KEYREF u8        a table's string keys: the n-th KEY of a message is KEYREF n later
+//!          | NAMED str str                a module's field; an empty second name: the module itself
+//!          | POOL u32 | REF ordinal
+//!          | TABLE+flags [contents [value]]   the metatable behind the contents, where flags say META
+//!          | FUNC+flags code:varint nups:u8 [value] [cell*nups]   the environment first, where flags say ENV
+//! contents = narr:u32 nrec:u32 value*narr (value value)*nrec
+//! cell     = CELL value | CELL_SHARED value | CELLREF ordinal
+//! ```
+//! **Identity.** Tables and functions are numbered in the order in which they begin, cells in an order of their own. An
+//! object is written where it is first met; met again, it is a REF, and the flag SHARED is set in the tag already
+//! written. So the decoder keeps only those objects that are named again.
+//!
+//! **Depth.** Beyond [`MAX_DEPTH`] nested objects an object's contents are DEFERRED: the value ends behind its head, and
+//! the contents follow as a body behind the roots. Neither side recurses deeper, whatever the message.
+
+use std::sync::Arc;
+
+use crate::code::Code;
+
+/// First byte of a message; a change of the format changes it.
+pub const VERSION: u8 = 1;
+/// How many objects may be nested before contents are deferred. Two Lua stack slots are needed for each.
+pub const MAX_DEPTH: usize = 48;
+/// How many distinct keys a message numbers: the decoder keeps that many stack slots for them.
+pub const MAX_KEYS: usize = 100;
+
+/// The first byte of a value.
+pub mod tag {
+    #![allow(missing_docs, reason = "the grammar above says what each is")]
+    pub const NIL: u8 = 0;
+    pub const FALSE: u8 = 1;
+    pub const TRUE: u8 = 2;
+    pub const NUMBER: u8 = 3;
+    pub const INT: u8 = 4;
+    pub const STR8: u8 = 5;
+    pub const STR32: u8 = 6;
+    pub const LIGHT: u8 = 7;
+    pub const KEY: u8 = 8;
+    pub const KEYREF: u8 = 9;
+    pub const NAMED: u8 = 10;
+    pub const POOL: u8 = 11;
+    pub const REF: u8 = 12;
+    pub const CELL: u8 = 13;
+    pub const CELL_SHARED: u8 = 14;
+    pub const CELLREF: u8 = 15;
+    pub const TABLE: u8 = 0x40;
+    pub const FUNC: u8 = 0x60;
+    /// The kinds with flags: `tag & KIND`.
+    pub const KIND: u8 = 0xe0;
+    pub const SHARED: u8 = 1;
+    pub const DEFERRED: u8 = 2;
+    pub const META: u8 = 4;
+    pub const ENV: u8 = 8;
+}
+
+/// Values on their way from one VM to another.
+#[derive(Debug, Default)]
+pub struct Message {
+    /// The values, in the format above.
+    pub bytes: Vec<u8>,
+    /// The code of the functions among them.
+    pub codes: Vec<Arc<Code>>,
+    /// Modules that the receiver loads before it decodes.
+    pub modules: Vec<Arc<str>>,
+}
+
+impl Message {
+    /// Empties the message and keeps its memory, unless that is so large that keeping it would be a leak.
+    pub fn clear(&mut self) {
+        const KEEP: usize = 64 * 1024;
+        if self.bytes.capacity() > KEEP {
+            self.bytes = Vec::new();
+        } else {
+            self.bytes.clear();
+        }
+        self.codes.clear();
+        self.modules.clear();
+    }
+}
+
+/// Appends `value` as a LEB128 varint.
+#[inline]
+pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// The bytes are not what an encoder writes. Cannot happen inside one process, and is checked all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+/// Reads a message; every method fails with [`Malformed`] rather than pass the end.
+#[derive(Clone, Copy, Debug)]
+pub struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// A reader at the start of `bytes`.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    /// How many bytes are left: an upper bound for the number of values.
+    pub fn remaining(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// The next `len` bytes.
+    #[inline]
+    pub fn take(&mut self, len: usize) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or(Malformed)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    /// The next byte.
+    #[inline]
+    pub fn u8(&mut self) -> Result<u8, Malformed> {
+        let (first, rest) = self.rest.split_first().ok_or(Malformed)?;
+        self.rest = rest;
+        Ok(*first)
+    }
+
+    #[inline]
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(Malformed)?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    /// The next four bytes.
+    #[inline]
+    pub fn u32(&mut self) -> Result<u32, Malformed> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    /// The next eight bytes.
+    #[inline]
+    pub fn u64(&mut self) -> Result<u64, Malformed> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// The next eight bytes as a number.
+    #[inline]
+    pub fn f64(&mut self) -> Result<f64, Malformed> {
+        self.array().map(f64::from_le_bytes)
+    }
+
+    /// A LEB128 varint.
+    #[inline]
+    pub fn varint(&mut self) -> Result<u64, Malformed> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(Malformed)
+    }
+
+    /// A byte string behind its varint length.
+    pub fn string(&mut self) -> Result<&'a [u8], Malformed> {
+        let len = self.varint()?;
+        self.take(usize::try_from(len).map_err(|_| Malformed)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn a_varint_reads_back(value: u64) {
+            let mut out = Vec::new();
+            put_varint(&mut out, value);
+            let mut reader = Reader::new(&out);
+            proptest::prop_assert_eq!(reader.varint(), Ok(value));
+            proptest::prop_assert_eq!(reader.remaining(), 0);
+        }
+    }
+
+    #[test]
+    fn reading_past_the_end_is_malformed() {
+        let mut reader = Reader::new(&[1, 2]);
+        assert_eq!(reader.u32(), Err(Malformed));
+        assert_eq!(reader.take(3), Err(Malformed));
+        assert_eq!(reader.take(2), Ok(&[1u8, 2][..]));
+        assert_eq!(reader.u8(), Err(Malformed));
+    }
+}

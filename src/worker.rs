@@ -1,0 +1,79 @@
+//! A worker: one thread, one VM, which runs the same scheduler as a host and asks its pool for jobs.
+//!
+//! `pool` starts threads in [`run`]. The Lua face inside is the one that was compiled into this library, not a file: a
+//! worker finds it wherever the host got it from, and the two never differ in version.
+
+use std::sync::Arc;
+
+use mlua::{Lua, Table};
+
+use crate::{
+    host,
+    job::Inbox,
+    luajit::{ffi, lua_State},
+    mailbox::Mailbox,
+    pool::Worker,
+    vm::Vm,
+    waker::Waker,
+};
+
+/// The Lua face, by module name.
+const FACE: &[(&str, &str)] = &[
+    ("msys", include_str!("../lua/msys/init.lua")),
+    ("msys.core", include_str!("../lua/msys/core.lua")),
+    ("msys.names", include_str!("../lua/msys/names.lua")),
+    ("msys.refusal", include_str!("../lua/msys/refusal.lua")),
+    ("msys.scheduler", include_str!("../lua/msys/scheduler.lua")),
+    ("msys.submit", include_str!("../lua/msys/submit.lua")),
+    ("msys.threadpool", include_str!("../lua/msys/threadpool.lua")),
+    ("msys.worker", include_str!("../lua/msys/worker.lua")),
+];
+
+/// What a worker's thread does, from its VM's start to its end.
+pub fn run(worker: Worker) {
+    let inbox = Inbox::new(Mailbox::new(Waker::for_this_thread()));
+    worker.register(Arc::clone(&inbox));
+    // SAFETY: no preconditions.
+    let state = unsafe { ffi::luaL_newstate() };
+    if state.is_null() {
+        worker.pool.fail_queued("memory", "no memory for a worker's VM");
+        return;
+    }
+    let pool = Arc::clone(&worker.pool);
+    // The VM goes after its Lua state: finalizers may still call it.
+    let mut vm = None;
+    let ended = serve(state, worker, inbox, &mut vm);
+    // SAFETY: the state is this thread's, and no call is under way in it.
+    unsafe { ffi::lua_close(state) };
+    if let Err(error) = ended {
+        pool.fail_queued("error", &format!("a worker of pool '{}' could not run: {error}", pool.config.name));
+    }
+    drop(vm);
+}
+
+fn serve(state: *mut lua_State, worker: Worker, inbox: Arc<Inbox>, place: &mut Option<Box<Vm>>) -> mlua::Result<()> {
+    // SAFETY: a new state of this thread; opening the libraries is protected by `lua_cpcall`.
+    let lua = unsafe {
+        unsafe extern "C-unwind" fn open(state: *mut lua_State) -> std::ffi::c_int {
+            // SAFETY: a new state with free stack slots.
+            unsafe { ffi::luaL_openlibs(state) };
+            0
+        }
+        ffi::lua_cpcall(state, open, std::ptr::null_mut());
+        Lua::get_or_init_from_ptr(state)
+    };
+    let init = worker.pool.config.init.clone();
+    let vm = place.insert(Box::new(Vm::new(host::functions_of(lua)?, inbox, Some(worker))));
+    let native = host::open_worker(lua, &raw mut **vm)?;
+    let package: Table = lua.globals().get("package")?;
+    package.get::<Table>("loaded")?.raw_set("msys.native", native)?;
+    let preload: Table = package.get("preload")?;
+    for (name, source) in FACE {
+        let chunk = lua.load(*source).set_name(format!("=[{name}]")).into_function()?;
+        preload.raw_set(*name, chunk)?;
+    }
+    let require: mlua::Function = lua.globals().get("require")?;
+    let serve: mlua::Function = require.call::<Table>("msys.worker")?.get("serve")?;
+    *vm.packed.borrow_mut() = init;
+    serve.call::<()>(())
+}
