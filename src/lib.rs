@@ -6,36 +6,25 @@
 //!
 //! The layers go one way: a file uses only what stands above it in this list (`tests/layers.rs` checks it).
 
-pub mod luajit;
+/// Declares modules that loom's models have no part in: they wait on files and run VMs.
+macro_rules! without_loom {
+    ($($name:ident)*) => { $(#[cfg(not(loom))] pub mod $name;)* };
+}
 
-pub mod error;
+without_loom! { luajit error bytecode code wire outcome }
 pub(crate) mod sync;
-pub mod bytecode;
-pub mod code;
-pub mod wire;
-pub mod outcome;
-
 pub mod waker;
 pub mod mailbox;
-pub mod timer;
 pub mod sleep;
-pub mod job;
-pub mod pool;
-pub mod registry;
-
-pub mod functions;
-pub mod encode;
-pub mod decode;
-pub mod vm;
-pub mod host;
-pub mod worker;
+without_loom! { timer job pool registry }
+without_loom! { functions encode decode vm host worker }
 
 /// The module `msys.native`, for the Lua state that requires it.
 ///
 /// # Errors
 /// LuaJIT's memory or the process's file descriptors ran out.
-#[cfg(feature = "module")]
+#[cfg(all(feature = "module", not(loom)))]
 #[mlua::lua_module(name = "msys_native")]
 fn native(lua: &mlua::Lua) -> mlua::Result<mlua::Table> {
-    host::open_host(lua)
+    host::open_host(lua, worker::run)
 }

@@ -7,14 +7,21 @@ local native = require "msys.native"
 local names = {}
 
 --- What every VM has from the start. A Lua function that a script put into one of these tables is the script's own.
-local LIBRARIES = { "string", "table", "math", "io", "os", "coroutine", "debug", "package", "bit", "jit", "ffi" }
+local LIBRARIES = { "string", "table", "math", "io", "os", "coroutine", "debug", "package", "bit", "jit", "jit.opt" }
 local builtin = {}
 for _, name in ipairs(LIBRARIES) do
   builtin[name] = true
 end
-for _, name in ipairs { "jit.opt", "jit.util", "jit.profile", "string.buffer", "table.new", "table.clear" } do
-  builtin[name] = true
-end
+
+--- What LuaJIT brings along, and a VM loads when it is first required.
+local BUNDLED = {
+  ["ffi"] = true,
+  ["jit.profile"] = true,
+  ["jit.util"] = true,
+  ["string.buffer"] = true,
+  ["table.clear"] = true,
+  ["table.new"] = true,
+}
 
 local BASE = {
   "assert", "collectgarbage", "dofile", "error", "gcinfo", "getfenv", "getmetatable", "ipairs", "load", "loadfile",
@@ -50,7 +57,7 @@ end
 local function learn_module(name, module)
   local everywhere = builtin[name] or name == "msys" or name:match "^msys%." ~= nil
   local kind = type(module)
-  if kind ~= "table" and kind ~= "function" or not (everywhere or is_findable(name)) then
+  if kind ~= "table" and kind ~= "function" or not (everywhere or BUNDLED[name] or is_findable(name)) then
     return
   end
   learn(module, name, "", everywhere)

@@ -23,10 +23,10 @@ use crate::{
     job::Inbox,
     luajit::{ffi, lua_State, push_bytes},
     mailbox::Mailbox,
+    pool::Worker,
     registry,
     vm::Vm,
     waker::Waker,
-    worker,
 };
 
 const VM: c_int = 1;
@@ -44,16 +44,16 @@ struct Block {
     owned: bool,
 }
 
-/// The module's table for a host.
+/// The module's table for a host; `run` is what its pools' workers do.
 ///
 /// # Errors
 /// LuaJIT's memory or the process's file descriptors ran out.
-pub fn open_host(lua: &Lua) -> Result<Table> {
+pub fn open_host(lua: &Lua, run: fn(Worker)) -> Result<Table> {
     let waker = Waker::for_host()?;
     let inbox = Inbox::new(Mailbox::new(waker));
     // SAFETY: mlua runs this in protected mode with free stack slots; `Functions` is `Copy` data and empty maps.
     let functions = functions_of(lua)?;
-    registry::host_opened(worker::run);
+    registry::host_opened(run);
     let vm = Box::into_raw(Box::new(Vm::new(functions, inbox, None)));
     open(lua, vm, true)
 }
