@@ -33,6 +33,13 @@ build = {
     lib = { ["msys.native"] = "build/lib/msys/native.so" },
     lua = {
       ["msys"] = "lua/msys/init.lua",
+      ["msys.core"] = "lua/msys/core.lua",
+      ["msys.names"] = "lua/msys/names.lua",
+      ["msys.refusal"] = "lua/msys/refusal.lua",
+      ["msys.scheduler"] = "lua/msys/scheduler.lua",
+      ["msys.submit"] = "lua/msys/submit.lua",
+      ["msys.threadpool"] = "lua/msys/threadpool.lua",
+      ["msys.worker"] = "lua/msys/worker.lua",
     },
   },
 }

@@ -61,6 +61,10 @@ impl From<Malformed> for Stop {
 
 type Step<T = ()> = Result<T, Stop>;
 
+/// Decoding ended in an error, whose value is on top of the stack.
+#[derive(Clone, Copy, Debug)]
+pub struct Raised;
+
 /// Pushes the values of `message`; gives their number, or an error with its value on top of the stack.
 ///
 /// # Safety
@@ -73,7 +77,7 @@ pub unsafe fn decode(
     push_pool: PushPool,
     message: &Message,
     scratch: &mut Scratch,
-) -> Result<c_int, ()> {
+) -> Result<c_int, Raised> {
     scratch.deferred.clear();
     scratch.cells.clear();
     let mut decoder = Decoder {
@@ -94,7 +98,7 @@ pub unsafe fn decode(
         if ffi::lua_pcall(state, 1, ffi::LUA_MULTRET, 0) == ffi::LUA_OK {
             Ok(ffi::lua_gettop(state) - top)
         } else {
-            Err(())
+            Err(Raised)
         }
     }
 }

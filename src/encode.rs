@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     code,
     functions::{Functions, write_dump},
-    luajit::{LUA_TCDATA, ffi, lua_State, lua_upvalueid, string_at},
+    luajit::{ffi, lua_State, lua_upvalueid, string_at},
     wire::{self, MAX_DEPTH, MAX_KEYS, Message, put_varint, tag},
 };
 
@@ -254,8 +254,8 @@ impl Encoder<'_> {
                     self.message.bytes.push(tag::POOL);
                     self.message.bytes.extend_from_slice(&pool.to_le_bytes());
                 }
-                // Coroutines stay where they are, and FFI objects do so far.
-                ffi::LUA_TTHREAD | LUA_TCDATA | _ => return self.refuse_value(at),
+                // Coroutines stay where they are, and FFI objects (`cdata`) do so far.
+                _ => return self.refuse_value(at),
             }
             Ok(())
         }

@@ -164,8 +164,8 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// The next id.
-    pub fn next(&mut self) -> u64 {
+    /// A new one.
+    pub fn issue(&mut self) -> u64 {
         if self.next == self.end {
             self.next = NEXT_BLOCK.fetch_add(BLOCK, Ordering::Relaxed);
             self.end = self.next + BLOCK;
@@ -195,8 +195,8 @@ mod tests {
         let (mut one, mut two) = (Ids::default(), Ids::default());
         let mut seen = std::collections::HashSet::new();
         for _ in 0..3 * BLOCK {
-            assert!(seen.insert(one.next()));
-            assert!(seen.insert(two.next()));
+            assert!(seen.insert(one.issue()));
+            assert!(seen.insert(two.issue()));
         }
     }
 }

@@ -11,9 +11,6 @@ use std::ffi::{c_int, c_void};
 
 pub use mlua::ffi::{self, lua_State};
 
-/// Type tag of FFI objects (`cdata`), which the Lua 5.1 headers do not name.
-pub const LUA_TCDATA: c_int = 10;
-
 /// The most upvalues that a LuaJIT function can have (`LJ_MAX_UPVAL`).
 pub const MAX_UPVALUES: usize = 60;
 

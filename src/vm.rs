@@ -93,6 +93,7 @@ pub struct Vm {
     generation: Cell<u32>,
     ids: RefCell<Ids>,
     spare: RefCell<Vec<Job>>,
+    #[allow(clippy::vec_box, reason = "taken and given back as boxes: a call moves a pointer, not the maps")]
     scratch: RefCell<Vec<Box<Scratch>>>,
     pools: RefCell<Vec<Option<Arc<Pool>>>>,
 }
@@ -220,7 +221,7 @@ impl Vm {
 
     /// Sends a parcel, whose message is the closure, to a pool that has admitted it; gives the job's id.
     pub fn submit(&self, pool: &Arc<Pool>, mut job: Job, order: Order) -> u64 {
-        let id = self.ids.borrow_mut().next();
+        let id = self.ids.borrow_mut().issue();
         let running = self.running.borrow();
         let parent = order.slot.and_then(|slot| running.get(slot)?.as_ref());
         let parcel = &mut job.value;

@@ -311,10 +311,13 @@ mod eventfd {
         pub(super) fn watch_until(&self, timeout: Option<Duration>) {
             let Some(watched) = self.watched.get() else { return };
             // All zero disarms; a timer that is due already must not be zero.
-            let value = timeout.map_or(timespec(Duration::ZERO), |t| timespec(t.max(Duration::from_nanos(1))));
+            let value =
+                timeout.map_or(timespec(Duration::ZERO), |t| timespec(t.max(Duration::from_nanos(1))));
             let spec = libc::itimerspec { it_interval: timespec(Duration::ZERO), it_value: value };
             // SAFETY: a timer of ours, a specification that the call copies.
-            unsafe { libc::timerfd_settime(watched.timer.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut()) };
+            unsafe {
+                libc::timerfd_settime(watched.timer.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut())
+            };
         }
     }
 

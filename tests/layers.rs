@@ -9,10 +9,10 @@ fn declared() -> Vec<String> {
     for line in lib.lines() {
         if let Some(list) = line.strip_prefix("without_loom! {") {
             modules.extend(list.trim_end_matches('}').split_whitespace().map(str::to_owned));
-        } else if let Some(name) = line.split("mod ").nth(1).and_then(|rest| rest.strip_suffix(';')) {
-            if line.starts_with("pub") {
-                modules.push(name.to_owned());
-            }
+        } else if let Some(name) = line.split("mod ").nth(1).and_then(|rest| rest.strip_suffix(';'))
+            && line.starts_with("pub")
+        {
+            modules.push(name.to_owned());
         }
     }
     modules
@@ -23,7 +23,8 @@ fn imports(source: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (at, _) in source.match_indices("crate::") {
         let rest = &source[at + "crate::".len()..];
-        let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        let name =
+            |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
         if !rest.starts_with('{') {
             found.insert(name(rest));
             continue;
@@ -58,7 +59,7 @@ fn sources(module: &str) -> Vec<String> {
     if Path::new(&file).exists() {
         return vec![file];
     }
-    let folder = fs::read_dir(format!("src/{module}")).unwrap_or_else(|_| panic!("no source of module {module}"));
+    let folder = fs::read_dir(format!("src/{module}")).expect("a folder named as the module");
     folder.map(|entry| entry.expect("an entry").path().display().to_string()).collect()
 }
 

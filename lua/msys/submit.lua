@@ -94,6 +94,9 @@ local function check_options(options)
       return nil, ("option '%s' must be a %s, got %s"):format(key, OPTION_TYPES[key], type(value))
     end
   end
+  if options.in_place then
+    return nil, "option 'in_place' is not available yet: a job's changes stay in its own VM"
+  end
   local args = options.args
   if args and args.n ~= nil and (type(args.n) ~= "number" or args.n < 0 or args.n > 7000 or args.n % 1 ~= 0) then
     return nil, "option 'args' has an 'n' that is no count"

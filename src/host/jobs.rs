@@ -95,7 +95,7 @@ unsafe fn encode_top(
 ///
 /// # Safety
 /// In a C function of ours.
-unsafe fn decode_onto(state: *mut lua_State, vm: &Vm, message: &Message) -> Result<c_int, ()> {
+unsafe fn decode_onto(state: *mut lua_State, vm: &Vm, message: &Message) -> Result<c_int, decode::Raised> {
     let mut scratch = vm.take_scratch();
     // SAFETY: the third upvalue is the inner function.
     let result = unsafe {
@@ -266,7 +266,7 @@ unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job) -> c_int {
         };
         let count = match decode_onto(state, vm, &job.value.message) {
             Ok(count) => count,
-            Err(()) => {
+            Err(decode::Raised) => {
                 // The outcome cannot be had here: that is a failure of its own.
                 ffi::lua_pushboolean(state, 0);
                 ffi::lua_insert(state, -2);
@@ -299,7 +299,7 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         vm.put_running(slot, running);
         match result {
             Ok(count) => count,
-            Err(()) => ffi::lua_error(state),
+            Err(decode::Raised) => ffi::lua_error(state),
         }
     }
 }
@@ -472,7 +472,7 @@ unsafe extern "C-unwind" fn open_init(state: *mut lua_State) -> c_int {
         drop(message);
         match result {
             Ok(count) => count,
-            Err(()) => ffi::lua_error(state),
+            Err(decode::Raised) => ffi::lua_error(state),
         }
     }
 }

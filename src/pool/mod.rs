@@ -53,6 +53,15 @@ struct Seat {
     stats: WorkerStats,
 }
 
+impl Seat {
+    /// Wakes the worker; one that has not registered yet has not slept either.
+    fn wake(&self) {
+        if let Some(inbox) = self.inbox.get() {
+            inbox.mailbox.waker().wake();
+        }
+    }
+}
+
 /// See the module.
 pub struct Pool {
     /// Unique among living pools; 0 is `CPU`, 1 is `IO`.
@@ -217,14 +226,14 @@ impl Pool {
 
     fn wake(&self, index: usize) {
         let seats = self.seats.read();
-        if let Some(inbox) = seats.get(index).and_then(Option::as_ref).and_then(|seat| seat.inbox.get()) {
-            inbox.mailbox.waker().wake();
+        if let Some(seat) = seats.get(index).and_then(Option::as_ref) {
+            seat.wake();
         }
     }
 
     fn wake_all(&self) {
-        for index in 0..self.seats.read().len() {
-            self.wake(index);
+        for seat in self.seats.read().iter().flatten() {
+            seat.wake();
         }
     }
 
@@ -273,7 +282,7 @@ impl Pool {
         let seats: Vec<_> = self.seats.read().iter().flatten().cloned().collect();
         let spare = Own::new();
         loop {
-            let job = self.queues.steal().or_else(|| spare.pop(true));
+            let job = self.queues.steal().or_else(|| spare.pop_batch());
             let Some(job) = job.or_else(|| seats.iter().find_map(|seat| seat.theirs.steal_into(&spare, true))) else {
                 return;
             };

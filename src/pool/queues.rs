@@ -1,9 +1,10 @@
-//! Where jobs wait: the pool's two injectors, and two deques on each worker.
+//! Where jobs wait: the pool's injectors, and three deques on each worker.
 //!
-//! Jobs from outside go to an injector, a worker's own to its deque: it takes them back newest first, others steal the
-//! oldest. Each exists twice: for *awaited* jobs (a job of this pool waits for them: see `Parcel::awaited`) and for
-//! ordinary ones. A worker at its limit of sessions takes only awaited ones. Whoever is waited for is then runnable by
-//! the very worker that waits, so no chain of waiting jobs can stall.
+//! Jobs from outside go to an injector; a worker takes them in batches, oldest first, so that with one worker the order is
+//! that of submission. A worker's own submits go to a deque of their own: it takes them back newest first, others steal the
+//! oldest. *Awaited* jobs (a job of this pool waits for them: see `Parcel::awaited`) have queues apart: a worker at
+//! its limit of sessions takes only those. Whoever is waited for is then runnable by the very worker that waits, so no
+//! chain of waiting jobs can stall.
 
 use crossbeam_deque::{Injector, Steal, Stealer, Worker as Deque};
 
@@ -20,38 +21,50 @@ pub(crate) struct Queues {
 #[derive(Debug)]
 pub(crate) struct Own {
     awaited: Deque<Job>,
-    ordinary: Deque<Job>,
+    submitted: Deque<Job>,
+    /// Taken from elsewhere and not begun.
+    batch: Deque<Job>,
 }
 
 /// What others may take from a worker.
 #[derive(Debug)]
 pub(crate) struct Theirs {
     awaited: Stealer<Job>,
-    ordinary: Stealer<Job>,
+    submitted: Stealer<Job>,
+    batch: Stealer<Job>,
 }
 
 impl Own {
     pub(crate) fn new() -> Self {
-        Self { awaited: Deque::new_lifo(), ordinary: Deque::new_lifo() }
+        Self { awaited: Deque::new_lifo(), submitted: Deque::new_lifo(), batch: Deque::new_fifo() }
     }
 
     pub(crate) fn theirs(&self) -> Theirs {
-        Theirs { awaited: self.awaited.stealer(), ordinary: self.ordinary.stealer() }
+        Theirs {
+            awaited: self.awaited.stealer(),
+            submitted: self.submitted.stealer(),
+            batch: self.batch.stealer(),
+        }
     }
 
     pub(crate) fn push(&self, job: Job) {
-        if job.value.awaited { self.awaited.push(job) } else { self.ordinary.push(job) }
+        if job.value.awaited { self.awaited.push(job) } else { self.submitted.push(job) }
     }
 
-    /// The newest of its own.
+    /// The newest of its own submits.
     pub(crate) fn pop(&self, with_room: bool) -> Option<Job> {
-        self.awaited.pop().or_else(|| if with_room { self.ordinary.pop() } else { None })
+        self.awaited.pop().or_else(|| if with_room { self.submitted.pop() } else { None })
+    }
+
+    /// The oldest of its batch.
+    pub(crate) fn pop_batch(&self) -> Option<Job> {
+        self.batch.pop()
     }
 }
 
 impl Theirs {
     pub(crate) fn is_empty(&self) -> bool {
-        self.awaited.is_empty() && self.ordinary.is_empty()
+        self.awaited.is_empty() && self.submitted.is_empty() && self.batch.is_empty()
     }
 
     pub(crate) fn has_awaited(&self) -> bool {
@@ -60,8 +73,13 @@ impl Theirs {
 
     /// The oldest awaited job, else half of the ordinary ones.
     pub(crate) fn steal_into(&self, own: &Own, with_room: bool) -> Option<Job> {
-        settle(|| self.awaited.steal())
-            .or_else(|| if with_room { settle(|| self.ordinary.steal_batch_and_pop(&own.ordinary)) } else { None })
+        settle(|| self.awaited.steal()).or_else(|| {
+            if !with_room {
+                return None;
+            }
+            settle(|| self.batch.steal_batch_and_pop(&own.batch))
+                .or_else(|| settle(|| self.submitted.steal_batch_and_pop(&own.batch)))
+        })
     }
 }
 
@@ -85,7 +103,7 @@ impl Queues {
     /// The oldest job; a batch of those behind it moves to `own`, in order.
     pub(crate) fn steal_into(&self, own: &Own, with_room: bool) -> Option<Job> {
         settle(|| self.awaited.steal())
-            .or_else(|| if with_room { settle(|| self.ordinary.steal_batch_and_pop(&own.ordinary)) } else { None })
+            .or_else(|| if with_room { settle(|| self.ordinary.steal_batch_and_pop(&own.batch)) } else { None })
     }
 
     /// The oldest job alone.

@@ -14,9 +14,9 @@ use crate::{
     waker::{self, SPINS, Wait},
 };
 
-/// Every so many searches a worker looks at the injector before its own deque, or its own jobs could keep the others
-/// out for ever. A prime, as in tokio's scheduler, to fall in step with nothing.
-const INJECTOR_FIRST: u32 = 61;
+/// Every so many searches a worker looks at jobs from outside before its own submits, or these could keep the others out
+/// for ever. A prime, as in tokio's scheduler, to fall in step with nothing.
+const OUTSIDE_FIRST: u32 = 61;
 
 /// What a worker with nothing to run does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,22 +80,29 @@ impl Worker {
         let with_room = sessions < self.pool.config.sessions;
         let tick = self.tick.get().wrapping_add(1);
         self.tick.set(tick);
-        let injector = |worker: &Self| {
-            if sessions > 0 && worker.pool.sleep.has_free() && !worker.pool.queues.is_empty() {
-                // A push may have found us searching and woken nobody: that one is to take it.
-                worker.leave_search();
-                worker.pool.wake_one();
-                return worker.pool.queues.steal_into(&worker.own, false);
-            }
-            worker.pool.queues.steal_into(&worker.own, with_room)
-        };
-        let job = if tick.is_multiple_of(INJECTOR_FIRST) { injector(self) } else { None }
+        let outside_first = tick.is_multiple_of(OUTSIDE_FIRST);
+        let job = if outside_first { self.take_outside(sessions, with_room) } else { None }
             .or_else(|| self.own.pop(with_room))
-            .or_else(|| injector(self))
+            .or_else(|| if outside_first { None } else { self.take_outside(sessions, with_room) })
             .or_else(|| self.steal(with_room))?;
         self.pool.taken();
         self.leave_search();
         Some(job)
+    }
+
+    /// The next of the worker's batch, or of the injector.
+    fn take_outside(&self, sessions: usize, with_room: bool) -> Option<Job> {
+        if with_room && let Some(job) = self.own.pop_batch() {
+            return Some(job);
+        }
+        let pool = &self.pool;
+        if sessions > 0 && pool.sleep.has_free() && !pool.queues.is_empty() {
+            // A push may have found us searching and woken nobody: that one is to take it.
+            self.leave_search();
+            pool.wake_one();
+            return pool.queues.steal_into(&self.own, false);
+        }
+        pool.queues.steal_into(&self.own, with_room)
     }
 
     /// From the other workers, beginning behind oneself so that not all begin at the same.
@@ -206,7 +213,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         // Jobs of its own that it never began are for the others.
-        while let Some(job) = self.own.pop(true) {
+        while let Some(job) = self.own.pop(true).or_else(|| self.own.pop_batch()) {
             self.pool.queues.push(job);
         }
         if let Some(seat) = self.pool.seats.write().get_mut(self.index) {

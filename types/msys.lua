@@ -1,0 +1,48 @@
+---@meta
+
+--- What `msys.runInPool` takes as its third argument.
+---@class msys.Options
+---@field args? table  arguments for the closure; `n` counts them where there are nils
+---@field async? boolean  do not wait
+---@field completion? fun(ok: boolean, ...: any)  called with the outcome; implies `async`
+---@field mode? integer  where the completion runs: `msys.core.ECTP_COMPLETE_CALLBACK_SCHED` for this VM's scheduler
+---@field name? string  for errors and statistics
+---@field in_place? boolean
+
+--- What `msys.threadpool.create` takes.
+---@class msys.PoolOptions
+---@field name string
+---@field concurrency? integer  workers, at most; as many as cores by default
+---@field sessions? integer  jobs in progress on one worker, at most; 256 by default
+---@field backlog? integer  jobs that may wait; 65,536 by default
+---@field when_full? "wait"|"fail"  what happens when they do
+---@field stack_size? integer  of the workers' C stacks, in bytes
+---@field max_message? integer  bytes of one message, at most
+---@field init? function  runs once in each new worker
+
+--- What `msys.threadpool.stat` gives.
+---@class msys.Stat
+---@field name string
+---@field id integer
+---@field concurrency integer
+---@field invocations integer  jobs that ended
+---@field errors integer  those that failed
+---@field avg_concurrency number  jobs in progress, on average since the pool was made
+---@field saturation number  active workers as a share of `concurrency`: 0 to 1
+---@field avg_wallclock_time_per_op number  seconds from a job's start to its end, waits included
+---@field queue_sz integer  jobs that wait for a worker
+---@field job_num_queued integer  the same
+---@field job_num_running integer  jobs in progress: running, or waiting for something
+---@field num_threads integer
+---@field num_active_threads integer
+---@field num_inactive_threads integer
+---@field threads_started integer
+---@field shut_down boolean
+
+--- Why and where a job failed.
+---@class msys.Info
+---@field kind "error"|"timeout"|"cancelled"|"killed"|"shutdown"|"memory"|"unsendable"
+---@field traceback string
+---@field pool? string
+---@field job? integer
+---@field name? string

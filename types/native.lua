@@ -1,0 +1,173 @@
+---@meta msys.native
+
+--- The Rust module, as the Lua face sees it. Private. Slots, tickets, modes and flags: see src/host/jobs.rs.
+---@class msys.native
+---@field version string
+---@field cores integer
+---@field is_worker boolean
+---@field pool_metatable table
+local native = {}
+
+--- Sends a job; gives its id, or nil, a reason ("unknown", "shutdown", "full", "scan", "refused", "text", "lost") and its value.
+---@param pool integer
+---@param mode 0|1|2
+---@param ticket integer
+---@param slot? integer
+---@param name? string
+---@param flags integer
+---@param closure function
+---@param completion? function
+---@param ... any
+---@return integer? id
+---@return string? reason
+---@return any value
+function native.submit(pool, mode, ticket, slot, name, flags, closure, completion, ...) end
+
+--- The next event: a kind and what belongs to it.
+---@param block boolean
+---@return integer kind
+---@return any ...
+function native.next(block) end
+
+--- A job's closure, completion and arguments; or the name of a module to load first.
+---@param slot integer
+---@return string|function
+---@return function? completion
+---@return any ...
+function native.open(slot) end
+
+---@param slot integer
+---@param scanned boolean
+---@param ok boolean
+---@param ... any
+---@return boolean? sent
+---@return string? reason
+---@return any value
+function native.finish(slot, scanned, ok, ...) end
+
+---@param slot? integer
+---@param scanned boolean
+---@param ok false
+---@param err any
+---@param info table
+---@return boolean? sent
+---@return string? reason
+---@return any value
+function native.report(slot, scanned, ok, err, info) end
+
+---@param scanned boolean
+---@param closure function
+---@return boolean? packed
+---@return string? reason
+---@return any value
+function native.pack(scanned, closure) end
+
+---@param slot? integer
+---@return integer? id
+---@return string? pool
+---@return string? name
+function native.describe(slot) end
+
+---@param ticket integer
+function native.settle(ticket) end
+
+---@return integer count  of asynchronous jobs still to end
+function native.pending() end
+
+---@param seconds number
+---@param ticket integer
+function native.timer(seconds, ticket) end
+
+---@param pool integer
+---@param ticket integer
+function native.await_room(pool, ticket) end
+
+---@return integer? descriptor
+---@return string? text
+function native.fd() end
+
+function native.acknowledge() end
+
+---@param ready boolean
+function native.watch(ready) end
+
+---@return boolean
+function native.has_init() end
+
+---@return string|function|nil
+function native.open_init() end
+
+function native.init_done() end
+
+---@param text string
+---@return boolean told  whether queued jobs failed with it
+function native.init_failed(text) end
+
+---@return string?
+function native.pool_name() end
+
+---@param slot? integer
+---@param pool integer
+---@return boolean
+function native.has_ancestor_in(slot, pool) end
+
+---@param object any
+---@param module string
+---@param field string
+---@param builtin? boolean
+function native.learn(object, module, field, builtin) end
+
+function native.forget_names() end
+
+---@param name string
+function native.module_loaded(name) end
+
+---@param path string
+---@param cpath string
+function native.set_paths(path, cpath) end
+
+---@param slot integer
+---@return string? path
+---@return string? cpath
+function native.paths_of(slot) end
+
+---@param options table
+---@return integer? id
+---@return string? text
+function native.create(options) end
+
+---@param given any
+---@return integer? id
+---@return string? name
+function native.find(given) end
+
+---@return string names
+function native.known() end
+
+---@return integer
+function native.count() end
+
+---@param id integer
+---@return msys.Stat?
+function native.stat(id) end
+
+---@param id integer
+---@param concurrency number
+---@return boolean? ok
+---@return string? text
+function native.resize(id, concurrency) end
+
+---@param id integer
+---@param drop boolean
+function native.shutdown(id, drop) end
+
+---@param id integer
+---@param ticket integer
+function native.await_end(id, ticket) end
+
+--- A pool's object for its id, its id for its object, nil for anything else.
+---@param given any
+---@return any
+function native.handle(given) end
+
+return native
