@@ -1,7 +1,7 @@
 --- Sessions, and the loop that runs them. One for each VM: the host's and a worker's differ only in that a worker's `next`
 --- also gives jobs. Policy is here; queues and waiting are in Rust (`src/vm.rs`).
 ---
---- A **ticket** is a number for something awaited. Whoever waits for it stands in `waiting`: a session, which is resumed
+--- A **ticket** is a small number for something awaited, used again when that has come. Whoever waits for it stands in `waiting`: a session, which is resumed
 --- with the values; a completion, which is run with them; or a pump, that is a wait that cannot suspend and so runs the
 --- loop itself until its values have arrived.
 
@@ -33,7 +33,7 @@ local POLL_MOST = 1000
 
 ---@class msys.Session
 ---@field co thread
----@field tls table
+---@field tls? table  made when it is asked for
 ---@field slot? integer  the job that it is, on a worker
 ---@field args? table    what it starts with, until it does
 ---@field counted? boolean  msys.run waits for it
@@ -43,7 +43,7 @@ local current
 local waiting, arrived = {}, {}
 --- Tickets of timers, which a fork's child still has.
 local timed = {}
-local tickets = 0
+local tickets, spare_ticket, spare_tickets = 0, {}, 0
 local ready, first, last = {}, 1, 0
 local spare = {}
 --- Sessions spawned and not ended; completions awaited or running.
@@ -87,7 +87,12 @@ end
 
 local function set_tls(session)
   if tls_home then
-    tls_home._TLS = session and session.tls or main_tls
+    if not session then
+      tls_home._TLS = main_tls
+    else
+      session.tls = session.tls or {}
+      tls_home._TLS = session.tls
+    end
   end
 end
 
@@ -100,7 +105,11 @@ end
 
 ---@return table
 function scheduler.tls()
-  return current and current.tls or main_tls
+  if not current then
+    return main_tls
+  end
+  current.tls = current.tls or {}
+  return current.tls
 end
 
 ---@return msys.Session?
@@ -113,10 +122,23 @@ function scheduler.is_idle()
   return first > last
 end
 
+--- A ticket that nobody uses. Those that are done with are used again, so that `waiting` stays an array.
 ---@return integer
 function scheduler.new_ticket()
+  if spare_tickets > 0 then
+    local ticket = spare_ticket[spare_tickets]
+    spare_tickets = spare_tickets - 1
+    return ticket
+  end
   tickets = tickets + 1
   return tickets
+end
+
+--- Ends a ticket: nothing will come for it any more.
+local function release(ticket)
+  waiting[ticket] = false
+  spare_tickets = spare_tickets + 1
+  spare_ticket[spare_tickets] = ticket
 end
 
 local function push_ready(session)
@@ -168,10 +190,10 @@ local function take_session()
   local session = spare[#spare]
   if session then
     spare[#spare] = nil
-    session.tls = {}
+    session.tls = nil
     return session
   end
-  return { co = co_create(body), tls = {} }
+  return { co = co_create(body) }
 end
 
 --- Runs `run(...)` as a new session, now.
@@ -219,15 +241,18 @@ function scheduler.forget(ticket)
   if type(waiting[ticket]) == "function" then
     completions = completions - 1
   end
-  waiting[ticket] = nil
+  release(ticket)
 end
 
 local function complete(ticket, ...)
   local waiter = waiting[ticket]
-  waiting[ticket] = nil
   if waiter == PUMP then
+    -- The ticket is the pump's until it has taken the values.
     arrived[ticket] = { n = select("#", ...), ... }
-  elseif type(waiter) == "function" then
+    return
+  end
+  release(ticket)
+  if type(waiter) == "function" then
     return scheduler.start(run_completion, ticket, waiter, ...)
   elseif waiter then
     return resume(waiter, ...)
@@ -236,11 +261,18 @@ end
 
 --- Runs the sessions that are ready now, and not those that become so meanwhile; gives their number.
 local function run_ready()
-  local from, to = first, last
-  for place = from, to do
-    local session = ready[place]
-    ready[place] = nil
-    first = place + 1
+  local count = last - first + 1
+  for done = 0, count - 1 do
+    -- A session that pumps runs this loop too, further down the stack, and may have left nothing.
+    if first > last then
+      return done
+    end
+    local session = ready[first]
+    ready[first] = nil
+    first = first + 1
+    if first > last then
+      first, last = 1, 0
+    end
     local args = session.args
     if args then
       session.args = nil
@@ -249,10 +281,7 @@ local function run_ready()
       resume(session)
     end
   end
-  if first > last then
-    first, last = 1, 0
-  end
-  return to - from + 1
+  return count
 end
 
 --- In a child process: what was sent to the parent's threads does not come back here.
@@ -260,13 +289,16 @@ local function lose_everything()
   local text = "msys: the job is not in this process, which is a fork's child"
   local lost = waiting
   waiting, completions = {}, 0
-  for ticket, waiter in pairs(lost) do
-    if timed[ticket] then
+  for ticket = 1, tickets do
+    local waiter = lost[ticket]
+    if waiter == PUMP or timed[ticket] then
       waiting[ticket] = waiter
-    elseif type(waiter) ~= "function" then
-      if waiter == PUMP then
+      if waiter == PUMP and not timed[ticket] then
         arrived[ticket] = { n = 3, false, text, { kind = "shutdown", traceback = text } }
-      else
+      end
+    elseif waiter then
+      release(ticket)
+      if type(waiter) ~= "function" then
         resume(waiter, false, text, { kind = "shutdown", traceback = text })
       end
     end
@@ -303,11 +335,10 @@ local pump
 
 local function pumped(ticket, kind, number, ...)
   if kind == OUTCOME and number == ticket then
-    waiting[ticket] = nil
+    release(ticket)
     return ...
   end
   if not handle(kind, number, ...) then
-    waiting[ticket] = nil
     error("msys: the pool ends while this job waits", 0)
   end
   return pump(ticket)
@@ -321,6 +352,7 @@ function pump(ticket)
   local values = arrived[ticket]
   if values then
     arrived[ticket] = nil
+    release(ticket)
     return unpack(values, 1, values.n)
   end
   return pumped(ticket, next_event(first > last))
