@@ -1,6 +1,6 @@
 --- What the specs share: bounded waits, scripts run as child processes, and a check that a test left nothing behind.
 ---
---- `.busted` loads this before any spec. So `msys` is loaded once for all of them: busted forgets, after each file, the
+--- `.busted` loads this before any spec, so `msys` is loaded once for all of them: busted forgets, after each file, the
 --- modules that the file has loaded, and specs are to test one msys in one VM.
 
 local msys = require "msys"
@@ -9,10 +9,31 @@ local scheduler = require "msys.scheduler"
 local helper = {}
 package.loaded["spec.helper"] = helper
 
+--- What a spec file calls first: gives busted's functions, and puts the file into the global environment.
+---
+--- busted gives files and tests an environment of its own, from which all that it has loaded can be reached. A function's
+--- environment crosses with it, so that each job of a test would take all other tests along.
+function helper.busted()
+  local busted = getfenv(2)
+  setfenv(2, _G)
+  -- Tail calls: busted takes a test's line from its caller.
+  local function describe(name, fn)
+    return busted.describe(name, function()
+      setfenv(fn, _G)()
+    end)
+  end
+  local function it(name, fn)
+    return busted.it(name, function()
+      setfenv(fn, _G)()
+    end)
+  end
+  return describe, it, busted.before_each, busted.after_each, busted.assert
+end
+
 --- The longest that a spec waits for anything, in seconds.
 helper.LIMIT = 10
 
---- Waits until `fn` gives a true value, and gives that; fails at the limit. Other sessions and completions run meanwhile.
+--- Waits until `fn` gives a true value, and gives that; fails at the limit. Other sessions run meanwhile.
 ---@generic T
 ---@param fn fun(): T
 ---@param what? string  what is waited for, for the failure
@@ -128,6 +149,17 @@ function helper.pid()
   return assert(tonumber(stat:match "^%d+"))
 end
 
+--- A block for `it` whose functions have the globals for their environment. busted gives its blocks one of their own,
+--- which would cross along with each function made in them.
+---@param body fun()
+---@return fun()
+function helper.plain(body)
+  setfenv(body, _G)
+  return function()
+    body()
+  end
+end
+
 local pools = 0
 
 --- Runs `fn` with a pool of its own, which is shut down afterwards, also when `fn` fails.
@@ -145,9 +177,7 @@ function helper.with_pool(options, fn)
   local pool = msys.threadpool.create(all)
   local function finish(ok, ...)
     pool:shutdown { drop = not ok }
-    if not ok then
-      error((...), 0)
-    end
+    if not ok then error((...), 0) end
     return ...
   end
   return finish(xpcall(fn, function(err)
@@ -166,9 +196,7 @@ function helper.catching(fn)
   end)
   local ok, err = pcall(fn, errors)
   msys.onError(old)
-  if not ok then
-    error(err, 0)
-  end
+  if not ok then error(err, 0) end
   return errors
 end
 
@@ -177,9 +205,7 @@ local function unfinished()
   local counts = {}
   for place = 1, 60 do
     local name, value = debug.getupvalue(scheduler.run, place)
-    if not name then
-      break
-    end
+    if not name then break end
     counts[name] = value
   end
   return assert(counts.sessions), assert(counts.completions)
@@ -202,17 +228,13 @@ function helper.clean()
   local ok = pcall(helper.eventually, function()
     return in_flight "CPU" + in_flight "IO" == 0
   end)
-  if not ok then
-    error(("leaked jobs: CPU has %d, IO %d"):format(in_flight "CPU", in_flight "IO"), 2)
-  end
+  if not ok then error(("leaked jobs: CPU has %d, IO %d"):format(in_flight "CPU", in_flight "IO"), 2) end
   local now = { pools = msys.threadpool.count() }
   now.sessions, now.completions = unfinished()
   local before = leaked
   leaked = now
   for what, count in pairs(now) do
-    if count > before[what] then
-      error(("leaked %d %s"):format(count - before[what], what), 2)
-    end
+    if count > before[what] then error(("leaked %d %s"):format(count - before[what], what), 2) end
   end
 end
 

@@ -225,6 +225,7 @@ local function run_completion(ticket, fn, ...)
     report(scheduler.explain(fail))
   end
   native.settle(ticket)
+  release(ticket)
 end
 
 --- Runs `fn` with the outcome of `ticket`.
@@ -251,10 +252,12 @@ local function complete(ticket, ...)
     arrived[ticket] = { n = select("#", ...), ... }
     return
   end
-  release(ticket)
   if type(waiter) == "function" then
+    -- The ticket is the completion's until it has ended.
+    waiting[ticket] = false
     return scheduler.start(run_completion, ticket, waiter, ...)
   elseif waiter then
+    release(ticket)
     return resume(waiter, ...)
   end
 end
@@ -451,13 +454,10 @@ function scheduler.drain()
   if interrupted or native.pending() == 0 then
     return
   end
-  local ticket = scheduler.new_ticket()
-  native.timer(SILENCE, ticket)
-  waiting[ticket] = function()
-    -- Not a completion that anybody counts.
-    completions = completions + 1
+  scheduler.start(function()
+    scheduler.sleep(SILENCE)
     io.stderr:write(("msys: the exit waits for %d asynchronous jobs; Ctrl-C ends it\n"):format(native.pending()))
-  end
+  end)
   while native.pending() > 0 do
     run_ready()
     if native.pending() > 0 then
