@@ -30,8 +30,8 @@ const SPARE: usize = 256;
 /// What [`Vm::next`] found.
 #[derive(Debug)]
 pub enum Next {
-    /// Nothing; a wait was interrupted by a signal if `true`.
-    Nothing(bool),
+    /// Nothing, though perhaps a signal or a change in what the caller waits for.
+    Nothing,
     /// A job to run, in this slot.
     Job(usize),
     /// An outcome or a report.
@@ -90,6 +90,8 @@ pub struct Vm {
     quiet: Cell<u64>,
     /// The pool's init runs: no job begins but those that it waits for.
     initializing: Cell<bool>,
+    /// A signal ended the last wait, and nothing was waited for since.
+    interrupted: Cell<bool>,
     generation: Cell<u32>,
     ids: RefCell<Ids>,
     spare: RefCell<Vec<Job>>,
@@ -133,6 +135,7 @@ impl Vm {
             scheduled: RefCell::default(),
             quiet: Cell::new(0),
             initializing: Cell::new(false),
+            interrupted: Cell::new(false),
             generation: Cell::new(registry::generation()),
             ids: RefCell::default(),
             spare: RefCell::default(),
@@ -297,6 +300,7 @@ impl Vm {
 
     /// The next event, job or timer. With `block`, waits for one; may give nothing all the same.
     pub fn next(&self, block: bool) -> Next {
+        self.interrupted.set(false);
         if self.is_lost() {
             return Next::Lost;
         }
@@ -318,7 +322,7 @@ impl Vm {
                 }
             }
             if !block {
-                return Next::Nothing(false);
+                return Next::Nothing;
             }
             let timeout = {
                 let timers = self.timers.borrow();
@@ -337,7 +341,8 @@ impl Vm {
                     }
                     let waited = inbox.mailbox.waker().wait(timeout);
                     // Whatever woke us, the caller looks at its conditions once if there is no event.
-                    return self.next_event().unwrap_or(Next::Nothing(waited == waker::Wait::Interrupted));
+                    self.interrupted.set(waited == waker::Wait::Interrupted);
+                    return self.next_event().unwrap_or(Next::Nothing);
                 }
             }
         }
@@ -358,6 +363,12 @@ impl Vm {
         let running = self.running.borrow();
         let parcel = slot.and_then(|slot| running.get(slot)?.as_ref()).map(|running| &running.job.value);
         parcel.is_some_and(|parcel| parcel.pool == pool || Chain::contains(parcel.chain.as_ref(), pool))
+    }
+
+    /// Whether a signal ended the last wait. If the host's handler made the interpreter raise, nothing has been waited for
+    /// since; after any other signal the scheduler goes on waiting.
+    pub fn is_interrupted(&self) -> bool {
+        self.interrupted.get()
     }
 
     /// Whether something came within a short spin; none is tried while no core is free for it.

@@ -74,6 +74,9 @@ function native.settle(ticket) end
 ---@return integer count  of asynchronous jobs still to end
 function native.pending() end
 
+---@return boolean
+function native.is_interrupted() end
+
 ---@param seconds number
 ---@param ticket integer
 function native.timer(seconds, ticket) end

@@ -112,9 +112,9 @@ end
 local function print_error(err, info)
   local of = info.job and (" in job %d%s of pool %s"):format(info.job, info.name and (" %q"):format(info.name) or "", info.pool)
     or ""
-  local text = info.traceback or tostring(err)
+  local text = info.traceback or ""
   if type(err) ~= "string" then
-    text = tostring(err) .. text
+    text = scheduler.text_of(err) .. text
   end
   io.stderr:write(("msys: error%s: %s\n"):format(of, text))
 end
@@ -122,10 +122,12 @@ end
 local handler = print_error
 
 local function report(err, info)
-  local ok, fail = xpcall(handler, debug.traceback, err, info)
+  local ok, fail = xpcall(handler, function(value)
+    return debug.traceback(scheduler.text_of(value), 2)
+  end, err, info)
   if not ok then
     print_error(err, info)
-    io.stderr:write(("msys: error in the handler of msys.onError: %s\n"):format(tostring(fail)))
+    io.stderr:write(("msys: error in the handler of msys.onError: %s\n"):format(scheduler.text_of(fail)))
   end
 end
 

@@ -92,8 +92,8 @@ function refusal.explain(roots, refused)
   for place, root in ipairs(roots) do
     queue[place] = { value = root.value, name = root.name, tail = "" }
   end
-  local first = 1
-  while queue[first] do
+  local first, last = 1, #roots
+  while first <= last do
     local node = queue[first]
     queue[first] = nil
     first = first + 1
@@ -104,7 +104,8 @@ function refusal.explain(roots, refused)
     if (kind == "table" or kind == "function") and not seen[node.value] then
       seen[node.value] = true
       for _, part in ipairs(parts(node)) do
-        queue[#queue + 1] = part
+        last = last + 1
+        queue[last] = part
       end
     end
   end

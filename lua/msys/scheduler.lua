@@ -48,8 +48,6 @@ local ready, first, last = {}, 1, 0
 local spare = {}
 --- Sessions spawned and not ended; completions awaited or running.
 local sessions, completions = 0, 0
---- The last wait was interrupted by a signal, and nothing has run since.
-local interrupted = false
 --- Where `_TLS` is a global: there, and what it is outside of sessions.
 local tls_home, main_tls = nil, {}
 
@@ -67,6 +65,14 @@ local function failure(err)
 end
 scheduler.failure = failure
 
+--- `tostring` for error values: an object's `__tostring` may raise.
+---@param value any
+---@return string
+function scheduler.text_of(value)
+  local ok, text = pcall(tostring, value)
+  return ok and type(text) == "string" and text or ("an error value of type %s"):format(type(value))
+end
+
 --- The error value and the info table of a failure.
 ---@param fail any  what `xpcall` gave
 ---@param extra? table  fields for info
@@ -80,7 +86,7 @@ function scheduler.explain(fail, extra)
     -- Below the job's own function there are only frames of msys.
     info.traceback = fail.traceback:gsub("\n\t%[C%]: in function 'xpcall'\n\t[^\n]*msys[^\n]*.*$", "")
   end
-  info.traceback = info.traceback or tostring(err)
+  info.traceback = info.traceback or scheduler.text_of(err)
   info.kind = info.kind or (err == "not enough memory" and "memory" or "error")
   return err, info
 end
@@ -221,11 +227,11 @@ end
 local function run_completion(ticket, fn, ...)
   local ok, fail = xpcall(fn, failure, ...)
   completions = completions - 1
+  native.settle(ticket)
+  release(ticket)
   if not ok then
     report(scheduler.explain(fail))
   end
-  native.settle(ticket)
-  release(ticket)
 end
 
 --- Runs `fn` with the outcome of `ticket`.
@@ -311,7 +317,6 @@ scheduler.lose_everything = lose_everything
 
 --- Handles what `next` gave; false when a worker is to end.
 local function handle(kind, ...)
-  interrupted = false
   if kind == OUTCOME then
     complete(...)
   elseif kind == JOB then
@@ -319,8 +324,6 @@ local function handle(kind, ...)
   elseif kind == REPORT then
     local _, err, info = ...
     report(err, info)
-  elseif kind == NOTHING then
-    interrupted = (...)
   elseif kind == REQUIRE then
     local name = ...
     -- If it fails, decoding the event fails, and says which module is not there.
@@ -404,20 +407,18 @@ function scheduler.sleep(seconds)
   timed[ticket] = nil
 end
 
+--- Handles an event, if it is one.
+local function handle_one(kind, ...)
+  return kind ~= NOTHING and handle(kind, ...)
+end
+
 --- Runs what is ready, without waiting.
 ---@return integer count  of sessions run and events handled
 function scheduler.poll()
   native.acknowledge()
   local count = run_ready()
-  local function more(kind, ...)
-    if kind == NOTHING then
-      return false
-    end
+  while count < POLL_MOST and handle_one(next_event(false)) do
     count = count + 1
-    handle(kind, ...)
-    return count < POLL_MOST
-  end
-  while more(next_event(false)) do
   end
   native.watch(first <= last or count >= POLL_MOST)
   return count
@@ -451,18 +452,23 @@ local SILENCE = 2
 
 --- Finishes the asynchronous jobs that were accepted; for the end of a host. An interrupt has ended that wait already.
 function scheduler.drain()
-  if interrupted or native.pending() == 0 then
+  if native.is_interrupted() then
     return
   end
-  scheduler.start(function()
-    scheduler.sleep(SILENCE)
-    io.stderr:write(("msys: the exit waits for %d asynchronous jobs; Ctrl-C ends it\n"):format(native.pending()))
-  end)
+  if native.pending() > 0 then
+    scheduler.start(function()
+      scheduler.sleep(SILENCE)
+      io.stderr:write(("msys: the exit waits for %d asynchronous jobs; Ctrl-C ends it\n"):format(native.pending()))
+    end)
+  end
   while native.pending() > 0 do
     run_ready()
     if native.pending() > 0 then
       handle(next_event(first > last))
     end
+  end
+  -- The last job's report came before its count went.
+  while handle_one(next_event(false)) do
   end
 end
 

@@ -23,6 +23,9 @@ local SCHED = core.ECTP_COMPLETE_CALLBACK_SCHED
 
 --- Options that later versions give a meaning; until then they are refused, and not ignored.
 local NOT_YET = { timeout = true, cancel = true }
+--- As many as a call can surely pass.
+local MOST_ARGS = 7000
+
 local OPTION_TYPES = {
   args = "table",
   async = "boolean",
@@ -98,8 +101,11 @@ local function check_options(options)
     return nil, "option 'in_place' is not available yet: a job's changes stay in its own VM"
   end
   local args = options.args
-  if args and args.n ~= nil and (type(args.n) ~= "number" or args.n < 0 or args.n > 7000 or args.n % 1 ~= 0) then
-    return nil, "option 'args' has an 'n' that is no count"
+  if args then
+    local n = args.n == nil and #args or args.n
+    if type(n) ~= "number" or not (n >= 0 and n <= MOST_ARGS and n % 1 == 0) then
+      return nil, ("option 'args' must have from 0 to %d items, got %s"):format(MOST_ARGS, tostring(n))
+    end
   end
   if options.async == false and options.completion then
     return nil, "option 'completion' needs an asynchronous job, and 'async' is false"
@@ -149,7 +155,8 @@ end
 --- Raises at the caller's line what `run` refused, or gives what it gave.
 local function checked(text, ...)
   if text then
-    error("msys.runInPool: " .. text, 3)
+    -- Called in place of runInPool, by a tail call.
+    error("msys.runInPool: " .. text, 2)
   end
   return ...
 end

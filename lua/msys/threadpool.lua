@@ -81,6 +81,35 @@ local function pack(init, scanned)
   return "init: " .. tostring(value)
 end
 
+local OPTION_TYPES = {
+  backlog = "number",
+  concurrency = "number",
+  init = "function",
+  max_message = "number",
+  name = "string",
+  sessions = "number",
+  stack_size = "number",
+  when_full = "string",
+}
+
+--- What is wrong with an option's type, or nil; values and names are checked where they are used.
+local function wrong_type(key, value)
+  local expected = OPTION_TYPES[key]
+  if key == "when_full" and value ~= "wait" and value ~= "fail" then
+    local given = type(value) == "string" and quote(value) or type(value)
+    return "when_full must be 'wait' or 'fail', got " .. given
+  elseif expected and type(value) ~= expected then
+    return ("%s must be a %s, got %s"):format(key, expected, type(value))
+  elseif not expected then
+    local known = {}
+    for name in pairs(OPTION_TYPES) do
+      known[#known + 1] = name
+    end
+    table.sort(known)
+    return ("unknown option '%s', expected one of %s"):format(tostring(key), table.concat(known, ", "))
+  end
+end
+
 --- Creates a pool. Its workers start when there is work.
 ---@param options msys.PoolOptions
 ---@return msys.Pool
@@ -88,24 +117,23 @@ function threadpool.create(options)
   if type(options) ~= "table" then
     error("msys.threadpool.create: options must be a table, got " .. type(options), 2)
   end
-  local plain, init = {}, nil
+  local plain = {}
   for key, value in pairs(options) do
-    if key == "init" then
-      init = value
-    elseif key == "memory_limit" or key == "interruptible" then
+    if key == "memory_limit" or key == "interruptible" then
       error(("msys.threadpool.create: option '%s' is not available yet"):format(key), 2)
-    else
-      plain[key] = value
     end
-  end
-  if init ~= nil then
-    if type(init) ~= "function" then
-      error("msys.threadpool.create: init must be a function, got " .. type(init), 2)
-    end
-    local text = pack(init, false)
+    local text = wrong_type(key, value)
     if text then
       error("msys.threadpool.create: " .. text, 2)
     end
+    plain[key] = value
+  end
+  if plain.init then
+    local text = pack(plain.init, false)
+    if text then
+      error("msys.threadpool.create: " .. text, 2)
+    end
+    plain.init = nil
   end
   local id, text = native.create(plain)
   if not id then

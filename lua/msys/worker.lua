@@ -52,7 +52,8 @@ end
 local function unsendable(value, ok, ...)
   if not ok then
     local err = ...
-    return ("cannot send the error value (%s): %s"):format(refusal.kind_of(value), tostring(err))
+    local kind = refusal.kind_of(value)
+    return ("msys.runInPool: cannot send the error value (%s): %s"):format(kind, scheduler.text_of(err))
   end
   local roots = {}
   for place = 1, select("#", ...) do
@@ -179,7 +180,7 @@ local function run_init()
     end, failure)
     if not ok then
       local err = scheduler.explain(fail)
-      text = tostring(err)
+      text = scheduler.text_of(err)
     end
     done = true
   end)

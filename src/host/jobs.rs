@@ -27,6 +27,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"describe", describe),
     (c"settle", settle),
     (c"pending", pending),
+    (c"is_interrupted", is_interrupted),
     (c"timer", timer),
     (c"await_room", await_room),
     (c"fd", fd),
@@ -165,6 +166,9 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
         let Some(pool) = vm.pool(id) else {
             return failed(state, b"unknown", "");
         };
+        if ffi::lua_iscfunction(state, LEADING + 1) != 0 {
+            return failed(state, b"text", "closure must be a Lua function, got a C function");
+        }
         if let Err(error) = vm.admit(&pool) {
             let reason: &[u8] = match (&error, pool.config.when_full) {
                 (Error::PoolFull { .. }, WhenFull::Wait) => b"full",
@@ -196,7 +200,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
 }
 
 /// `next(block)` → a kind and what belongs to it:
-/// nothing (whether interrupted) · job (slot) · outcome (ticket, values…) · report (false, error, info) · require (name) ·
+/// nothing · job (slot) · outcome (ticket, values…) · report (false, error, info) · require (name) ·
 /// end · lost
 unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; no Rust value is live across a push that can raise but the parcel, which an
@@ -206,10 +210,9 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
         let block = ffi::lua_toboolean(state, 1) != 0;
         ffi::lua_settop(state, 0);
         match vm.next(block) {
-            Next::Nothing(interrupted) => {
+            Next::Nothing => {
                 ffi::lua_pushnumber(state, kind::NOTHING);
-                ffi::lua_pushboolean(state, c_int::from(interrupted));
-                2
+                1
             }
             Next::Job(slot) => {
                 ffi::lua_pushnumber(state, kind::JOB);
@@ -396,6 +399,13 @@ unsafe extern "C-unwind" fn pending(state: *mut lua_State) -> c_int {
         ffi::lua_pushnumber(state, pending as f64);
         1
     }
+}
+
+/// `is_interrupted()` → whether a signal ended the last wait
+unsafe extern "C-unwind" fn is_interrupted(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { ffi::lua_pushboolean(state, c_int::from(vm(state).is_interrupted())) };
+    1
 }
 
 /// `timer(seconds, ticket)`
