@@ -237,7 +237,12 @@ impl Decoder<'_> {
             push_bytes(self.state, module);
             ffi::lua_rawget_(self.state, -2);
             ffi::lua_remove(self.state, -2);
-            if ffi::lua_toboolean(self.state, -1) == 0 {
+            // While a module is being loaded, and after it failed, LuaJIT keeps a light userdata in its place.
+            let absent = matches!(
+                ffi::lua_type(self.state, -1),
+                ffi::LUA_TNIL | ffi::LUA_TBOOLEAN | ffi::LUA_TLIGHTUSERDATA
+            );
+            if absent {
                 return self.missing(module, b"");
             }
             if !field.is_empty() {

@@ -85,6 +85,8 @@ struct Encoder<'a> {
     ordinals: u32,
     cells: u32,
     limit: usize,
+    /// Tables were written, which may be modules by now.
+    has_tables: bool,
     /// The modules have just been scanned: what has no name now has none.
     scanned: bool,
     refusal: Option<Refusal>,
@@ -126,6 +128,7 @@ pub unsafe fn encode(
         ordinals: 0,
         cells: 0,
         limit,
+        has_tables: false,
         scanned,
         refusal: None,
     };
@@ -200,6 +203,9 @@ impl Encoder<'_> {
                 }
                 ffi::lua_settop(self.state, at - 1);
             }
+            if self.has_tables && !self.scanned && self.functions.modules_changed(self.state) {
+                return self.refuse(Refusal::Scan);
+            }
             if let Some(keys) = self.message.bytes.get_mut(1) {
                 *keys = self.scratch.keys.len() as u8;
             }
@@ -230,6 +236,12 @@ impl Encoder<'_> {
         self.refuse(Refusal::Value)
     }
 
+    /// Refuses the value at `at`; but first, what it is part of may turn out to have a name.
+    unsafe fn refuse_unless_named(&mut self, at: c_int) -> Step {
+        // SAFETY: as above.
+        if self.scanned { unsafe { self.refuse_value(at) } } else { self.refuse(Refusal::Scan) }
+    }
+
     #[inline]
     unsafe fn value(&mut self, at: c_int, depth: usize) -> Step {
         // SAFETY: `at` is a valid index, and each arm calls what fits the type.
@@ -250,12 +262,12 @@ impl Encoder<'_> {
                     self.message.bytes.extend_from_slice(&pointer.to_le_bytes());
                 }
                 ffi::LUA_TUSERDATA => {
-                    let Some(pool) = (self.pool_of)(self.state, at) else { return self.refuse_value(at) };
+                    let Some(pool) = (self.pool_of)(self.state, at) else { return self.refuse_unless_named(at) };
                     self.message.bytes.push(tag::POOL);
                     self.message.bytes.extend_from_slice(&pool.to_le_bytes());
                 }
                 // Coroutines stay where they are, and FFI objects (`cdata`) do so far.
-                _ => return self.refuse_value(at),
+                _ => return self.refuse_unless_named(at),
             }
             Ok(())
         }
@@ -373,6 +385,7 @@ impl Encoder<'_> {
             if self.again(object) || self.named(object) {
                 return Ok(());
             }
+            self.has_tables = true;
             self.begin(object);
             let meta = ffi::lua_getmetatable(self.state, at) != 0;
             let flags = if meta { tag::META } else { 0 };
@@ -435,7 +448,7 @@ impl Encoder<'_> {
                 return Ok(());
             }
             if ffi::lua_iscfunction(self.state, at) != 0 {
-                return if self.scanned { self.refuse_value(at) } else { self.refuse(Refusal::Scan) };
+                return self.refuse_unless_named(at);
             }
             let code = self.code(at)?;
             let tag_at = self.begin(object);

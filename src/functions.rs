@@ -4,8 +4,9 @@
 //!
 //! **Names.** A module, and a function that is a field of one, crosses as its name. Lua finds them (`lua/msys/names.lua`) and
 //! tells them here by address; a Lua table keeps them alive, so an address stays theirs. When to look again: an
-//! encoder that meets code it has never seen, or a C function without a name, asks for a scan and starts over. So a
-//! module loaded since the last scan is found, and the usual message scans nothing.
+//! encoder that meets code it has never seen, or something that cannot cross, asks for a scan and starts over; so does one
+//! that has sent a table while `package.loaded` holds other values than at the last scan. So a module loaded since
+//! is found, and the usual message scans nothing.
 //!
 //! **Factories.** See `bytecode`. Loaded once per VM and code; two generations bound them, as in `code`.
 
@@ -44,6 +45,9 @@ pub struct Name {
 pub struct Functions {
     /// The VM's table of globals, by address: the environment that needs no mention.
     pub globals: *const c_void,
+    globals_ref: c_int,
+    /// What `package.loaded` held when it was last scanned.
+    fingerprint: Cell<u64>,
     names: RefCell<FxHashMap<*const c_void, Name>>,
     seen: RefCell<FxHashSet<u32>>,
     /// Registry references of the young and the old table of factories.
@@ -64,7 +68,11 @@ impl Functions {
             let young = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
             ffi::lua_createtable(state, 0, 0);
             let old = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+            ffi::lua_pushvalue(state, ffi::LUA_GLOBALSINDEX);
+            let globals_ref = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
             Self {
+                globals_ref,
+                fingerprint: Cell::new(0),
                 globals: ffi::lua_topointer(state, ffi::LUA_GLOBALSINDEX),
                 names: RefCell::default(),
                 seen: RefCell::default(),
@@ -94,6 +102,63 @@ impl Functions {
     #[inline]
     pub fn is_named(&self, object: *const c_void) -> bool {
         self.names.borrow().contains_key(&object)
+    }
+
+    /// Gives the running coroutine's thread the VM's globals, if something has set others.
+    ///
+    /// # Safety
+    /// `state` is a coroutine of this VM with two free stack slots.
+    pub unsafe fn reset_environment(&self, state: *mut lua_State) {
+        // SAFETY: pushes two values and takes them off.
+        unsafe {
+            if ffi::lua_topointer(state, ffi::LUA_GLOBALSINDEX) != self.globals {
+                ffi::lua_pushthread(state);
+                ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.globals_ref);
+                ffi::lua_setfenv(state, -2);
+                ffi::lua_settop(state, -2);
+            }
+        }
+    }
+
+    /// Whether `package.loaded` holds other values than at the last scan.
+    ///
+    /// # Safety
+    /// As `push_closure`.
+    pub unsafe fn modules_changed(&self, state: *mut lua_State) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { Self::fingerprint_of(state) != self.fingerprint.get() }
+    }
+
+    /// All modules that are loaded now have been learnt.
+    ///
+    /// # Safety
+    /// As `push_closure`.
+    pub unsafe fn scanned(&self, state: *mut lua_State) {
+        // SAFETY: the caller's promise.
+        self.fingerprint.set(unsafe { Self::fingerprint_of(state) });
+    }
+
+    /// A number for the set of values in `package.loaded`: their sum by address, whatever the order.
+    ///
+    /// # Safety
+    /// As `push_closure`.
+    unsafe fn fingerprint_of(state: *mut lua_State) -> u64 {
+        // SAFETY: walks a table that nothing changes meanwhile, if it is one.
+        unsafe {
+            let top = ffi::lua_gettop(state);
+            let mut sum = 0u64;
+            ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
+            if ffi::lua_type(state, -1) == ffi::LUA_TTABLE {
+                ffi::lua_pushnil(state);
+                while ffi::lua_next(state, top + 1) != 0 {
+                    let address = ffi::lua_topointer(state, -1) as u64;
+                    sum = sum.wrapping_add(address.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 1);
+                    ffi::lua_settop(state, -2);
+                }
+            }
+            ffi::lua_settop(state, top);
+            sum
+        }
     }
 
     /// Whether this code was seen before; it is from now on if `mark`.
@@ -136,11 +201,15 @@ impl Functions {
             if ffi::lua_type(state, -1) != ffi::LUA_TFUNCTION {
                 ffi::lua_settop(state, -2);
                 match code.factory(template_for(code, state)) {
-                    Some(factory) if load(state, factory) => {}
+                    Some(factory) if load(state, factory) => self.give_globals(state),
                     _ => {
                         // No factory for this code: a prototype of its own each time, and right all the same.
                         ffi::lua_settop(state, -2);
-                        return load(state, &code.bytes);
+                        if !load(state, &code.bytes) {
+                            return false;
+                        }
+                        self.give_globals(state);
+                        return true;
                     }
                 }
             }
@@ -150,6 +219,18 @@ impl Functions {
             ffi::lua_call(state, 0, 1);
             ffi::lua_remove(state, -2);
             true
+        }
+    }
+
+    /// Gives the function on top the VM's globals, whatever the environment of the thread that loaded it.
+    ///
+    /// # Safety
+    /// As `push_closure`, a function on top.
+    unsafe fn give_globals(&self, state: *mut lua_State) {
+        // SAFETY: pushes one value, which `setfenv` takes off.
+        unsafe {
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.globals_ref);
+            ffi::lua_setfenv(state, -2);
         }
     }
 

@@ -24,6 +24,8 @@ use crate::{
     wire::Message,
 };
 
+/// Paths that nobody has told.
+const NO_PATHS: u32 = u32::MAX;
 /// How many spare parcels a VM keeps.
 const SPARE: usize = 256;
 
@@ -123,7 +125,7 @@ impl Vm {
             worker,
             modules: RefCell::default(),
             packed: RefCell::default(),
-            paths: Cell::new(u32::MAX),
+            paths: Cell::new(NO_PATHS),
             inbox: RefCell::new(inbox),
             taken: RefCell::new(Taken::none()),
             held: RefCell::default(),
@@ -455,6 +457,13 @@ impl Vm {
     /// The job in `slot`, taken out while it is worked on; put it back with [`Vm::put_running`] or end it.
     pub fn take_running(&self, slot: usize) -> Option<Running> {
         self.running.borrow_mut().get_mut(slot)?.take()
+    }
+
+    /// Whether the job in `slot` expects other module paths than this VM has.
+    pub fn wants_other_paths(&self, slot: usize) -> bool {
+        let running = self.running.borrow();
+        let wanted = running.get(slot).and_then(|running| Some(running.as_ref()?.job.value.paths));
+        wanted.is_some_and(|wanted| wanted != NO_PATHS && wanted != self.paths.get())
     }
 
     /// Puts it back.

@@ -122,6 +122,13 @@ function native.learn(object, module, field, builtin) end
 
 function native.forget_names() end
 
+function native.scanned() end
+
+--- What a chunk gives when it runs in a new VM.
+---@param source string
+---@return string? text
+function native.fresh_names(source) end
+
 ---@param name string
 function native.module_loaded(name) end
 

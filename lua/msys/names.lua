@@ -23,21 +23,38 @@ local BUNDLED = {
   ["table.new"] = true,
 }
 
-local BASE = {
-  "assert", "collectgarbage", "dofile", "error", "gcinfo", "getfenv", "getmetatable", "ipairs", "load", "loadfile",
-  "loadstring", "module", "newproxy", "next", "pairs", "pcall", "print", "rawequal", "rawget", "rawset", "require",
-  "select", "setfenv", "setmetatable", "tonumber", "tostring", "type", "unpack", "xpcall",
-}
+--- What a new VM has, as `library.field` and `_G.name`: the names that every VM knows.
+local fresh = {}
+local FRESH = [[
+  local names = {}
+  for library, fields in next, package.loaded do
+    if type(fields) == "table" then
+      for field, value in next, fields do
+        if type(field) == "string" and type(value) == "function" then
+          names[#names + 1] = library .. "." .. field
+        end
+      end
+    end
+  end
+  return table.concat(names, "\n")
+]]
+for name in (native.fresh_names(FRESH) or ""):gmatch "[^\n]+" do
+  fresh[name] = true
+end
 
---- Keeps what has a name alive, so that its address stays its own.
-local anchors = {}
+--- What has a name: kept alive, so that its address stays its own.
+---@type table<any, true>
+local named = {}
+
+--- Names that a VM gives beyond what it finds: triples of object, module, field.
+names.also = {}
 
 --- Modules looked for among the files, by name: a module that no file holds cannot be required in another VM, and its
 --- table crosses as any other.
 local findable = {}
 
 local function learn(object, module, field, everywhere)
-  anchors[#anchors + 1] = object
+  named[object] = true
   native.learn(object, module, field, everywhere)
 end
 
@@ -64,7 +81,7 @@ local function learn_module(name, module)
   if kind == "table" then
     for field, value in next, module do
       if type(field) == "string" and field ~= "" and type(value) == "function" then
-        if not builtin[name] or is_c(value) then
+        if not builtin[name] or (fresh[name .. "." .. field] and is_c(value)) then
           learn(value, name, field, everywhere)
         end
       end
@@ -75,7 +92,7 @@ end
 --- Learns the names of all that is loaded now.
 function names.scan()
   native.forget_names()
-  anchors = {}
+  named = {}
   local modules = {}
   for name in next, package.loaded do
     if type(name) == "string" and name ~= "_G" then
@@ -95,9 +112,8 @@ function names.scan()
     end
   end
   local globals = package.loaded._G
-  for _, name in ipairs(BASE) do
-    local value = rawget(globals, name)
-    if type(value) == "function" and is_c(value) then
+  for name, value in next, globals do
+    if type(value) == "function" and fresh["_G." .. tostring(name)] and is_c(value) then
       learn(value, "_G", name, true)
     end
   end
@@ -106,6 +122,17 @@ function names.scan()
   if type(msys) == "table" and msys._OSTLS then
     learn(msys._OSTLS, "msys", "_OSTLS", true)
   end
+  for _, name in ipairs(names.also) do
+    learn(name[1], name[2], name[3], true)
+  end
+  native.scanned()
+end
+
+--- Whether an object had a name at the last scan.
+---@param object any
+---@return boolean
+function names.has(object)
+  return object ~= nil and named[object] ~= nil
 end
 
 return names

@@ -1,5 +1,7 @@
 --- Finds the path to a value that cannot be sent. The encoder keeps no paths; this looks for one after a refusal.
 
+local names = require "msys.names"
+
 local refusal = {}
 
 --- A step of the search: how the value is called, and of what it is a part.
@@ -101,7 +103,7 @@ function refusal.explain(roots, refused)
       return ("%s (%s)%s"):format(node.name, refusal.kind_of(refused), node.tail)
     end
     local kind = type(node.value)
-    if (kind == "table" or kind == "function") and not seen[node.value] then
+    if (kind == "table" or kind == "function") and not seen[node.value] and not names.has(node.value) then
       seen[node.value] = true
       for _, part in ipairs(parts(node)) do
         last = last + 1

@@ -327,7 +327,9 @@ local function handle(kind, ...)
   elseif kind == REQUIRE then
     local name = ...
     -- If it fails, decoding the event fails, and says which module is not there.
-    pcall(require, name)
+    if not pcall(require, name) then
+      package.loaded[name] = nil
+    end
     native.module_loaded(name)
   elseif kind == LOST then
     lose_everything()

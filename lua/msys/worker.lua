@@ -16,19 +16,13 @@ jit.off(true, true)
 
 local worker = {}
 
---- Modules that could not be loaded, and why.
-local unloadable = {}
-
 --- Loads a module that a message names.
 local function load_module(name)
-  if unloadable[name] == nil then
-    local ok, err = pcall(require, name)
-    unloadable[name] = not ok and tostring(err) or false
-  end
-  if unloadable[name] then
-    local text = unloadable[name]
-    -- The next job tries again: files come and go.
-    unloadable[name] = nil
+  local ok, err = pcall(require, name)
+  if not ok then
+    -- LuaJIT keeps a mark of the failure, by which a second try would fail whatever has become of the file.
+    package.loaded[name] = nil
+    local text = scheduler.text_of(err)
     error(("msys.runInPool: module '%s' cannot be loaded in the worker: %s"):format(name, text), 0)
   end
   native.module_loaded(name)
@@ -159,6 +153,9 @@ local function install_coroutines()
     return function(...)
       return wrap_result(scheduler.resume(co, ...))
     end
+  end
+  for _, name in ipairs { "resume", "wrap" } do
+    table.insert(names.also, { coroutine[name], "coroutine", name })
   end
 end
 

@@ -200,7 +200,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
 }
 
 /// `next(block)` → a kind and what belongs to it:
-/// nothing · job (slot) · outcome (ticket, values…) · report (false, error, info) · require (name) ·
+/// nothing · job (slot, whether `paths_of` has other paths) · outcome (ticket, values…) · report (false, error, info) · require (name) ·
 /// end · lost
 unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; no Rust value is live across a push that can raise but the parcel, which an
@@ -217,7 +217,8 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
             Next::Job(slot) => {
                 ffi::lua_pushnumber(state, kind::JOB);
                 ffi::lua_pushnumber(state, slot as f64);
-                2
+                ffi::lua_pushboolean(state, c_int::from(vm.wants_other_paths(slot)));
+                3
             }
             Next::Signal(ticket) => {
                 ffi::lua_pushnumber(state, kind::OUTCOME);
@@ -292,6 +293,8 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
             push_bytes(state, b"msys.native.open: no such job");
             ffi::lua_error(state)
         };
+        // The session's coroutine may have served a job that set the environment of its thread.
+        vm.functions.reset_environment(state);
         if let Some(module) = missing_module(vm, &running.job.value.message) {
             vm.put_running(slot, running);
             push_bytes(state, module.as_bytes());

@@ -12,6 +12,8 @@ use crate::{
 pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"learn", learn),
     (c"forget_names", forget_names),
+    (c"scanned", scanned),
+    (c"fresh_names", fresh_names),
     (c"module_loaded", module_loaded),
     (c"set_paths", set_paths),
     (c"paths_of", paths_of),
@@ -35,6 +37,35 @@ unsafe extern "C-unwind" fn forget_names(state: *mut lua_State) -> c_int {
     // SAFETY: as above.
     unsafe { vm(state).functions.forget_names() };
     0
+}
+
+/// `scanned()`: all that is loaded has been learnt
+unsafe extern "C-unwind" fn scanned(state: *mut lua_State) -> c_int {
+    // SAFETY: as above.
+    unsafe { vm(state).functions.scanned(state) };
+    0
+}
+
+/// `fresh_names(source)` → what the chunk `source` gives in a new VM: a string
+unsafe extern "C-unwind" fn fresh_names(state: *mut lua_State) -> c_int {
+    // SAFETY: the new VM is this call's own; what it runs is protected, and its string is copied before it is closed.
+    // The copy may raise when memory runs out; then the new VM leaks.
+    unsafe {
+        let source = string_at(state, 1);
+        let fresh = ffi::luaL_newstate();
+        if fresh.is_null() {
+            return 0;
+        }
+        ffi::luaL_openlibs(fresh);
+        let loaded = ffi::luaL_loadbuffer(fresh, source.as_ptr().cast(), source.len(), c"=msys".as_ptr());
+        let ran = loaded == ffi::LUA_OK && ffi::lua_pcall(fresh, 0, 1, 0) == ffi::LUA_OK;
+        let given = ran && ffi::lua_type(fresh, -1) == ffi::LUA_TSTRING;
+        if given {
+            push_bytes(state, string_at(fresh, -1));
+        }
+        ffi::lua_close(fresh);
+        c_int::from(given)
+    }
 }
 
 /// `module_loaded(name)`: the VM has it, or has tried in vain.
