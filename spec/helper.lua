@@ -11,8 +11,8 @@ package.loaded["spec.helper"] = helper
 
 --- What a spec file calls first: gives busted's functions, and puts the file into the global environment.
 ---
---- busted gives files and tests an environment of its own, from which all that it has loaded can be reached. A function's
---- environment crosses with it, so that each job of a test would take all other tests along.
+--- busted gives files and tests an environment of its own, from which all that it has loaded can be reached. A
+--- function's environment crosses with it, so that each job of a test would take all other tests along.
 function helper.busted()
   local busted = getfenv(2)
   setfenv(2, _G)

@@ -12,6 +12,7 @@ use std::sync::{
 
 use crate::{
     mailbox::{Mailbox, Node},
+    sleep::Rank,
     wire::Message,
 };
 
@@ -65,7 +66,9 @@ impl Inbox {
 
     /// One less; the last one wakes a host that waits to exit. Releases what the job did to that host's acquire.
     pub fn end_pending(&self) {
-        if self.pending.fetch_sub(1, Ordering::Release) == 1 {
+        let less = |count: usize| count.checked_sub(1);
+        // In a fork's child, an inbox ends what it has not begun: the completion in which the fork was.
+        if self.pending.fetch_update(Ordering::Release, Ordering::Relaxed, less) == Ok(1) {
             self.mailbox.waker().wake();
         }
     }
@@ -117,8 +120,10 @@ pub struct Parcel {
     pub kind: Kind,
     /// How the submitter awaits it.
     pub mode: Mode,
-    /// A job of the same pool waits for it, directly or through other pools: exempt from the limit on sessions.
-    pub awaited: bool,
+    /// Which limits on sessions it is exempt from.
+    pub rank: Rank,
+    /// The submitting job's slot in its VM, for a synchronous job of a job.
+    pub parent: Option<usize>,
     /// What the user calls it, for errors and statistics.
     pub name: Option<Arc<str>>,
     /// Unique in the process.

@@ -12,10 +12,10 @@ macro_rules! without_loom {
 }
 
 without_loom! { luajit error bytecode code wire outcome }
-pub mod mailbox;
-pub mod sleep;
 pub(crate) mod sync;
 pub mod waker;
+pub mod mailbox;
+pub mod sleep;
 without_loom! { timer job pool registry }
 without_loom! { functions encode decode vm host worker }
 

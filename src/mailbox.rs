@@ -113,6 +113,11 @@ pub struct Taken<T> {
 }
 
 impl<T> Taken<T> {
+    /// Whether there are any left.
+    pub fn has_more(&self) -> bool {
+        !self.oldest.is_null()
+    }
+
     /// No events.
     pub fn none() -> Self {
         Self { oldest: ptr::null_mut() }

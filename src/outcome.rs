@@ -4,8 +4,8 @@
 
 use crate::wire::{self, Message, tag};
 
-/// Makes `message` the outcome `false, text, {kind=, pool=, job=}`.
-pub fn failure(message: &mut Message, text: &str, kind: &str, pool: &str, job: u64) {
+/// Makes `message` the outcome `false, text, {kind=, pool=, job=, traceback=}`.
+pub fn failure(message: &mut Message, text: &str, traceback: &str, kind: &str, pool: &str, job: u64) {
     message.clear();
     let out = &mut message.bytes;
     out.extend([wire::VERSION, 0]);
@@ -14,7 +14,9 @@ pub fn failure(message: &mut Message, text: &str, kind: &str, pool: &str, job: u
     string(out, text);
     out.push(tag::TABLE);
     out.extend(0u32.to_le_bytes());
-    out.extend(3u32.to_le_bytes());
+    out.extend(4u32.to_le_bytes());
+    string(out, "traceback");
+    string(out, traceback);
     string(out, "kind");
     string(out, kind);
     string(out, "pool");

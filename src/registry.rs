@@ -38,8 +38,8 @@ const GRACE: Duration = Duration::from_millis(200);
 struct Table {
     run: fn(Worker),
     hosts: usize,
-    /// By id; a pool that was replaced by a new one of its name leaves its place empty.
-    pools: Vec<Option<Arc<Pool>>>,
+    /// By id. One that was shut down stays, for its handles.
+    pools: Vec<Arc<Pool>>,
     names: HashMap<String, u32>,
     paths: Vec<Arc<Paths>>,
 }
@@ -98,7 +98,7 @@ pub fn host_closed() {
             return;
         }
         table.names.clear();
-        table.pools.drain(..).flatten().collect()
+        table.pools.drain(..).collect()
     };
     for pool in &pools {
         pool.stop();
@@ -114,7 +114,7 @@ impl Table {
         let name = config.name.to_lowercase();
         let id = u32::try_from(self.pools.len()).unwrap_or(u32::MAX);
         let pool = Pool::new(id, config, self.run);
-        self.pools.push(Some(Arc::clone(&pool)));
+        self.pools.push(Arc::clone(&pool));
         self.names.insert(name, id);
         pool
     }
@@ -128,12 +128,8 @@ pub fn create(config: Config) -> Result<Arc<Pool>> {
     with_table(|table| {
         let name = config.name.to_lowercase();
         if let Some(old) = table.names.get(&name).copied() {
-            let place = table.pools.get_mut(old as usize);
-            if place.as_ref().is_some_and(|place| place.as_ref().is_some_and(|pool| pool.is_running())) {
+            if table.pools.get(old as usize).is_some_and(|pool| pool.is_running()) {
                 return Err(Error::PoolExists(config.name.to_string()));
-            }
-            if let Some(place) = place {
-                *place = None;
             }
         }
         Ok(table.insert(config))
@@ -142,7 +138,7 @@ pub fn create(config: Config) -> Result<Arc<Pool>> {
 
 /// The pool with this id.
 pub fn by_id(id: u32) -> Option<Arc<Pool>> {
-    with_table(|table| Ok(table.pools.get(id as usize).cloned().flatten())).ok().flatten()
+    with_table(|table| Ok(table.pools.get(id as usize).cloned())).ok().flatten()
 }
 
 /// The pool with this name, in any case.
@@ -151,9 +147,9 @@ pub fn by_name(name: &str) -> Option<Arc<Pool>> {
     by_id(id)
 }
 
-/// All pools by id, those that were shut down included, and not those that were replaced.
+/// All pools by id, those that were shut down included.
 pub fn all() -> Vec<Arc<Pool>> {
-    with_table(|table| Ok(table.pools.iter().flatten().cloned().collect())).unwrap_or_default()
+    with_table(|table| Ok(table.pools.clone())).unwrap_or_default()
 }
 
 /// A number for these paths, the same for equal ones.
@@ -191,7 +187,7 @@ extern "C" fn after_fork_in_child() {
     let mut shared = HELD.take();
     if let Some(table) = shared.as_mut().and_then(|shared| shared.as_mut()) {
         let old = std::mem::take(&mut table.pools);
-        table.pools = old.iter().map(|pool| pool.as_ref().map(|pool| pool.recreate())).collect();
+        table.pools = old.iter().map(|pool| pool.recreate()).collect();
         // The old ones' threads are gone, whatever they held locked: no destructor may look at them.
         std::mem::forget(old);
     }

@@ -5,7 +5,7 @@
 //! **Words.** A worker *searches* from the moment it is woken (or finds nothing) until it has a job or sleeps; `searching`
 //! counts them. `sleepers` holds the workers that sleep for want of jobs: those without sessions; those whose sessions
 //! wait, to which a job goes only if there is none of the former and no thread left to start; and those that have as many
-//! sessions as they may, which take only *awaited* jobs (see `pool::queues`).
+//! sessions as they may, which take only jobs of a higher [`Rank`].
 //!
 //! **Steps.**
 //! 1. *Submit*: push the job; full fence; if `searching` is 0, [`Sleep::wake_one`].
@@ -31,6 +31,19 @@ use crate::sync::{
     atomic::{AtomicUsize, Ordering, fence},
 };
 
+/// How urgently a worker that has no room for a session must take a job all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// Not at all.
+    #[default]
+    Ordinary,
+    /// A job of another pool waits for it: taken where every job of the worker waits for a job itself. Otherwise two pools
+    /// whose jobs call each other could stall, each full of jobs that wait for the other.
+    Nested,
+    /// A job of this very pool waits for it, directly or through other pools: always taken.
+    Awaited,
+}
+
 /// How a sleeper stands to new jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -38,8 +51,10 @@ pub enum Class {
     Free,
     /// Some of its sessions wait, and would have to wait for the job too.
     Waiting,
-    /// No room for a session: takes awaited jobs only.
+    /// No room for a session, but all of them wait for jobs: takes nested and awaited jobs.
     Full,
+    /// No room for a session: takes awaited jobs only.
+    Closed,
 }
 
 /// What [`Sleep::wake_one`] asks its caller to do.
@@ -58,6 +73,7 @@ struct Sleepers {
     free: Vec<usize>,
     waiting: Vec<usize>,
     full: Vec<usize>,
+    closed: Vec<usize>,
     /// Workers started and not ended.
     alive: usize,
     /// How many may be.
@@ -83,15 +99,15 @@ impl Sleep {
         }
     }
 
-    /// Step 1, after the push of a job, an awaited one or not.
+    /// Step 1, after the push of a job of this rank.
     #[inline]
-    pub fn pushed(&self, awaited: bool) -> Wake {
+    pub fn pushed(&self, rank: Rank) -> Wake {
         fence(Ordering::SeqCst);
-        if self.searching.load(Ordering::SeqCst) == 0 { self.wake_one(awaited) } else { Wake::Nobody }
+        if self.searching.load(Ordering::SeqCst) == 0 { self.wake_one(rank) } else { Wake::Nobody }
     }
 
-    /// Step 2. Full workers are woken only if there is an awaited job.
-    pub fn wake_one(&self, awaited: bool) -> Wake {
+    /// Step 2, for a job of this rank: only workers that may take it are woken.
+    pub fn wake_one(&self, rank: Rank) -> Wake {
         let mut sleepers = self.sleepers.lock();
         if self.searching.load(Ordering::SeqCst) != 0 {
             return Wake::Nobody;
@@ -104,10 +120,16 @@ impl Sleep {
             Wake::Start
         } else if let Some(worker) = sleepers.waiting.pop() {
             Wake::Worker(worker)
-        } else if let (true, Some(worker)) = (awaited, sleepers.full.pop()) {
-            Wake::Worker(worker)
         } else {
-            return Wake::Nobody;
+            let mut worker = None;
+            if rank >= Rank::Nested {
+                worker = sleepers.full.pop();
+            }
+            if rank == Rank::Awaited && worker.is_none() {
+                worker = sleepers.closed.pop();
+            }
+            let Some(worker) = worker else { return Wake::Nobody };
+            Wake::Worker(worker)
         };
         self.searching.fetch_add(1, Ordering::SeqCst);
         wake
@@ -136,6 +158,7 @@ impl Sleep {
                 Class::Free => sleepers.free.push(worker),
                 Class::Waiting => sleepers.waiting.push(worker),
                 Class::Full => sleepers.full.push(worker),
+                Class::Closed => sleepers.closed.push(worker),
             }
             self.free.store(sleepers.free.len(), Ordering::Relaxed);
         }
@@ -159,8 +182,8 @@ impl Sleep {
     /// Whether the worker was among the sleepers, and is not any more.
     fn leave(&self, worker: usize) -> bool {
         let mut sleepers = self.sleepers.lock();
-        let Sleepers { free, waiting, full, .. } = &mut *sleepers;
-        let left = [free, waiting, full].into_iter().any(|class| {
+        let Sleepers { free, waiting, full, closed, .. } = &mut *sleepers;
+        let left = [free, waiting, full, closed].into_iter().any(|class| {
             // A worker sleeps once, and the newest sleepers are the likeliest to leave.
             let place = class.iter().rposition(|other| *other == worker);
             place.map(|place| class.remove(place)).is_some()
@@ -182,7 +205,8 @@ impl Sleep {
     /// Workers alive, and how many of them sleep.
     pub fn census(&self) -> (usize, usize) {
         let sleepers = self.sleepers.lock();
-        (sleepers.alive, sleepers.free.len() + sleepers.waiting.len() + sleepers.full.len())
+        let Sleepers { free, waiting, full, closed, alive, .. } = &*sleepers;
+        (*alive, free.len() + waiting.len() + full.len() + closed.len())
     }
 
     /// Sets how many workers may live. The caller wakes those that are too many.

@@ -17,8 +17,9 @@ use crate::{
     functions::Functions,
     job::{Chain, Ids, Inbox, Job, Kind, Mode, new_job},
     mailbox::{Mailbox, Taken},
-    pool::{self, Pool, Turn, Worker},
+    pool::{self, Load, Pool, Turn, Worker},
     registry,
+    sleep::Rank,
     timer::Timers,
     waker::{self, SPINS, Waker},
     wire::Message,
@@ -26,6 +27,9 @@ use crate::{
 
 /// Paths that nobody has told.
 const NO_PATHS: u32 = u32::MAX;
+/// Every so many turns a worker looks for a job before its events, or sessions that sleep shortly again and again would
+/// keep new jobs out.
+const JOBS_FIRST: u32 = 31;
 /// How many spare parcels a VM keeps.
 const SPARE: usize = 256;
 
@@ -84,6 +88,8 @@ pub struct Vm {
     running: RefCell<Vec<Option<Running>>>,
     vacant: RefCell<Vec<usize>>,
     sessions: Cell<usize>,
+    /// Jobs in progress that wait for another job.
+    waiting: Cell<usize>,
     /// The host in whose name the worker last worked.
     root: RefCell<Option<Arc<Inbox>>>,
     /// Of completions that this worker's scheduler is to run: who waits for them to end.
@@ -92,6 +98,7 @@ pub struct Vm {
     quiet: Cell<u64>,
     /// The pool's init runs: no job begins but those that it waits for.
     initializing: Cell<bool>,
+    turns: Cell<u32>,
     /// A signal ended the last wait, and nothing was waited for since.
     interrupted: Cell<bool>,
     generation: Cell<u32>,
@@ -133,11 +140,13 @@ impl Vm {
             running: RefCell::default(),
             vacant: RefCell::default(),
             sessions: Cell::new(0),
+            waiting: Cell::new(0),
             root: RefCell::default(),
             scheduled: RefCell::default(),
             quiet: Cell::new(0),
             initializing: Cell::new(false),
             interrupted: Cell::new(false),
+            turns: Cell::new(0),
             generation: Cell::new(registry::generation()),
             ids: RefCell::default(),
             spare: RefCell::default(),
@@ -219,6 +228,17 @@ impl Vm {
         true
     }
 
+    /// The largest outcome that a worker may send, in bytes.
+    pub fn message_limit(&self) -> usize {
+        self.worker.as_ref().map_or(usize::MAX, |worker| worker.pool.config.max_message)
+    }
+
+    /// What to say of an outcome that is larger.
+    pub fn too_large(&self, size: usize) -> String {
+        let pool = self.worker.as_ref().map(|worker| worker.pool.config.name.to_string()).unwrap_or_default();
+        Error::MessageTooLarge { pool, size, limit: self.message_limit() }.to_string()
+    }
+
     /// Whether this VM's worker is one of `pool`, whose queue its submits may exceed.
     pub fn works_for(&self, pool: &Pool) -> bool {
         self.worker.as_ref().is_some_and(|worker| worker.pool.id == pool.id)
@@ -246,7 +266,15 @@ impl Vm {
         if let (true, Some(worker)) = (self.initializing.get(), &self.worker) {
             parcel.chain = Some(Chain::extend(None, worker.pool.id));
         }
-        parcel.awaited = Chain::contains(parcel.chain.as_ref(), pool.id);
+        parcel.rank = match &parcel.chain {
+            Some(chain) if Chain::contains(Some(chain), pool.id) => Rank::Awaited,
+            Some(_) => Rank::Nested,
+            None => Rank::Ordinary,
+        };
+        parcel.parent = parcel.chain.as_ref().and(order.slot);
+        if parcel.parent.is_some() {
+            self.waiting.set(self.waiting.get() + 1);
+        }
         let inbox = self.inbox.borrow();
         let root = match (&self.worker, parent) {
             (None, _) => Some(Arc::clone(&inbox)),
@@ -306,8 +334,10 @@ impl Vm {
         if self.is_lost() {
             return Next::Lost;
         }
+        self.turns.set(self.turns.get().wrapping_add(1));
+        let mut jobs_first = self.turns.get().is_multiple_of(JOBS_FIRST);
         loop {
-            if let Some(event) = self.next_event() {
+            if !jobs_first && let Some(event) = self.next_event() {
                 self.announce();
                 return event;
             }
@@ -322,6 +352,9 @@ impl Vm {
                     self.quiet.set(0);
                     return Next::Job(self.begin(worker, job));
                 }
+            }
+            if std::mem::take(&mut jobs_first) {
+                continue;
             }
             if !block {
                 return Next::Nothing;
@@ -351,8 +384,12 @@ impl Vm {
     }
 
     /// Jobs in progress, as `find` and `idle` count them.
-    fn load(&self) -> usize {
-        if self.initializing.get() { usize::MAX } else { self.sessions.get() }
+    fn load(&self) -> Load {
+        if self.initializing.get() {
+            // Room for nothing but what the init itself waits for.
+            return Load { sessions: usize::MAX, waiting: 0 };
+        }
+        Load { sessions: self.sessions.get(), waiting: self.waiting.get() }
     }
 
     /// The pool's init begins or has ended.
@@ -401,7 +438,10 @@ impl Vm {
                 *self.taken.borrow_mut() = taken;
             }
         }
-        if let Some(job) = held {
+        if let Some(mut job) = held {
+            if job.value.parent.take().is_some() {
+                self.waiting.set(self.waiting.get().saturating_sub(1));
+            }
             return Some(match job.value.kind {
                 Kind::Signal => Next::Signal(job.value.ticket),
                 Kind::Job | Kind::Outcome | Kind::Report => Next::Event(job),
@@ -430,7 +470,8 @@ impl Vm {
         let waker = inbox.mailbox.waker();
         let timers = self.timers.borrow();
         waker.watch_until(if timers.is_empty() { None } else { timers.next_in(Instant::now()) });
-        if ready {
+        let left = self.held.borrow().is_some() || self.taken.borrow().has_more() || !inbox.mailbox.is_empty();
+        if ready || left {
             waker.wake();
         }
     }
@@ -519,8 +560,9 @@ impl Vm {
     ///
     /// # Errors
     /// [`Error::PoolShutDown`], [`Error::PoolFull`].
-    pub fn admit(&self, pool: &Arc<Pool>) -> Result<()> {
-        let admitted = pool.admit(self.works_for(pool));
+    pub fn admit(&self, pool: &Arc<Pool>, slot: Option<usize>) -> Result<()> {
+        // Waiting for room in a queue is waiting for its workers: those must not wait for us.
+        let admitted = pool.admit(self.works_for(pool) || slot.is_some());
         if matches!(admitted, Err(Error::PoolShutDown(_))) {
             self.forget_pool(pool.id);
         }
@@ -536,7 +578,7 @@ impl Drop for Vm {
         for running in self.running.get_mut().drain(..).flatten() {
             let name = &worker.pool.config.name;
             let text = format!("the worker of pool '{name}' ended while the job was in progress");
-            pool::fail(running.job, name, "shutdown", &text);
+            pool::fail(running.job, name, "shutdown", &text, &text);
         }
         for (_, root) in self.scheduled.get_mut().drain() {
             root.end_pending();

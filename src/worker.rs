@@ -13,6 +13,7 @@ use crate::{
     luajit::{ffi, lua_State},
     mailbox::Mailbox,
     pool::Worker,
+    registry,
     vm::Vm,
     waker::Waker,
 };
@@ -36,7 +37,8 @@ pub fn run(worker: Worker) {
     // SAFETY: no preconditions.
     let state = unsafe { ffi::luaL_newstate() };
     if state.is_null() {
-        worker.pool.fail_queued("memory", "no memory for a worker's VM");
+        let text = "no memory for a worker's VM";
+        worker.pool.fail_queued("memory", text, text);
         return;
     }
     let pool = Arc::clone(&worker.pool);
@@ -46,7 +48,8 @@ pub fn run(worker: Worker) {
     // SAFETY: the state is this thread's, and no call is under way in it.
     unsafe { ffi::lua_close(state) };
     if let Err(error) = ended {
-        pool.fail_queued("error", &format!("a worker of pool '{}' could not run: {error}", pool.config.name));
+        let text = format!("a worker of pool '{}' could not run: {error}", pool.config.name);
+        pool.fail_queued("error", &text, &text);
     }
     drop(vm);
 }
@@ -67,6 +70,12 @@ fn serve(state: *mut lua_State, worker: Worker, inbox: Arc<Inbox>, place: &mut O
     let native = host::open_worker(lua, &raw mut **vm)?;
     let package: Table = lua.globals().get("package")?;
     package.get::<Table>("loaded")?.raw_set("msys.native", native)?;
+    let paths = vm.worker.as_ref().map_or(u32::MAX, |worker| worker.pool.config.paths);
+    if let Some(known) = registry::paths(paths) {
+        package.raw_set("path", lua.create_string(&known.path)?)?;
+        package.raw_set("cpath", lua.create_string(&known.cpath)?)?;
+        vm.paths.set(paths);
+    }
     let preload: Table = package.get("preload")?;
     for (name, source) in FACE {
         let chunk = lua.load(*source).set_name(format!("=[{name}]")).into_function()?;

@@ -15,7 +15,7 @@ use loom::{
 };
 use msys::{
     mailbox::{Mailbox, Node},
-    sleep::{Class, Sleep, Wake},
+    sleep::{Class, Rank, Sleep, Wake},
     waker::Waker,
 };
 
@@ -139,7 +139,7 @@ impl Pool {
 
     fn submit(self: &Arc<Self>, awaited: bool) {
         self.jobs[usize::from(awaited)].fetch_add(1, Ordering::Relaxed);
-        self.follow(self.sleep.pushed(awaited));
+        self.follow(self.sleep.pushed(if awaited { Rank::Awaited } else { Rank::Ordinary }));
     }
 
     fn follow(self: &Arc<Self>, wake: Wake) {
@@ -180,7 +180,8 @@ impl Pool {
 
     fn wake_one(self: &Arc<Self>) {
         if self.has_work(true) {
-            self.follow(self.sleep.wake_one(self.has_work(false)));
+            let rank = if self.has_work(false) { Rank::Awaited } else { Rank::Ordinary };
+            self.follow(self.sleep.wake_one(rank));
         }
     }
 
@@ -267,7 +268,7 @@ fn an_ordinary_job_passes_a_full_worker_by() {
         let jobs = Arc::new(Mutex::new(0));
         // Both workers are started by hand, searching.
         for _ in 0..2 {
-            assert_eq!(sleep.wake_one(false), Wake::Start);
+            assert_eq!(sleep.wake_one(Rank::Ordinary), Wake::Start);
             assert!(sleep.found());
         }
         let free_waker = Arc::new(Mutex::new(None::<Arc<Waker>>));
@@ -277,7 +278,7 @@ fn an_ordinary_job_passes_a_full_worker_by() {
                 sleep.search();
                 assert!(sleep.sleep(0, Class::Full, || false), "nothing is awaited");
                 if *jobs.lock().unwrap() != 0
-                    && sleep.wake_one(false) == Wake::Worker(1)
+                    && sleep.wake_one(Rank::Ordinary) == Wake::Worker(1)
                     && let Some(waker) = free_waker.lock().unwrap().as_ref()
                 {
                     waker.wake();
@@ -306,7 +307,7 @@ fn an_ordinary_job_passes_a_full_worker_by() {
             })
         };
         *jobs.lock().unwrap() = 1;
-        match sleep.pushed(false) {
+        match sleep.pushed(Rank::Ordinary) {
             Wake::Worker(1) => {
                 if let Some(waker) = free_waker.lock().unwrap().as_ref() {
                     waker.wake();

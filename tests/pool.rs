@@ -12,7 +12,7 @@ use msys::{
     error::Error,
     job::{self, Inbox, Job, Kind, Mode, new_job},
     mailbox::Mailbox,
-    pool::{self, Config, Pool, Turn, Worker},
+    pool::{self, Config, Load, Pool, Turn, Worker},
     waker::Waker,
 };
 
@@ -31,7 +31,7 @@ fn echo(worker: Worker) {
         if worker.is_superfluous() {
             return;
         }
-        match worker.find(0) {
+        match worker.find(Load::default()) {
             Some(job) => {
                 worker.job_begins();
                 if job.value.ticket == MEET {
@@ -40,7 +40,7 @@ fn echo(worker: Worker) {
                 worker.job_ended(Duration::ZERO, true);
                 pool::deliver(job, true);
             }
-            None if worker.idle(&inbox, 0, None) == Turn::End => return,
+            None if worker.idle(&inbox, Load::default(), None) == Turn::End => return,
             None => {}
         }
     }

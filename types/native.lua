@@ -104,7 +104,7 @@ function native.init_done() end
 
 ---@param text string
 ---@return boolean told  whether queued jobs failed with it
-function native.init_failed(text) end
+function native.init_failed(text, traceback) end
 
 ---@return string?
 function native.pool_name() end

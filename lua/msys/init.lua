@@ -100,11 +100,10 @@ end
 --- A file descriptor that is readable when `msys.poll` has work.
 ---@return integer
 function msys.fd()
-  local fd, text = native.fd()
+  local fd, text = scheduler.fd()
   if not fd then
     error("msys.fd: " .. tostring(text), 2)
   end
-  native.watch(not scheduler.is_idle())
   return fd
 end
 

@@ -46,6 +46,8 @@ local timed = {}
 local tickets, spare_ticket, spare_tickets = 0, {}, 0
 local ready, first, last = {}, 1, 0
 local spare = {}
+--- A foreign loop watches our descriptor; `poll` runs, and will see to the descriptor itself.
+local watched, polling = false, false
 --- Sessions spawned and not ended; completions awaited or running.
 local sessions, completions = 0, 0
 --- Where `_TLS` is a global: there, and what it is outside of sessions.
@@ -146,10 +148,31 @@ local function release(ticket)
   spare_tickets = spare_tickets + 1
   spare_ticket[spare_tickets] = ticket
 end
+scheduler.release = release
 
 local function push_ready(session)
   last = last + 1
   ready[last] = session
+  if watched and not polling then
+    native.watch(true)
+  end
+end
+
+--- After a wait of plain code, which may have taken events from the foreign loop's descriptor.
+local function left_over()
+  if watched then
+    native.watch(first <= last)
+  end
+end
+
+--- The descriptor for a foreign loop.
+---@return integer? descriptor
+---@return string? text
+function scheduler.fd()
+  local descriptor, text = native.fd()
+  watched = watched or descriptor ~= nil
+  left_over()
+  return descriptor, text
 end
 
 local function resumed(session, previous, ok, tag)
@@ -242,15 +265,6 @@ function scheduler.on_outcome(ticket, fn)
   waiting[ticket] = fn
 end
 
---- Takes back a wait or a completion for something that was not sent after all.
----@param ticket integer
-function scheduler.forget(ticket)
-  if type(waiting[ticket]) == "function" then
-    completions = completions - 1
-  end
-  release(ticket)
-end
-
 local function complete(ticket, ...)
   local waiter = waiting[ticket]
   if waiter == PUMP then
@@ -297,7 +311,7 @@ end
 local function lose_everything()
   local text = "msys: the job is not in this process, which is a fork's child"
   local lost = waiting
-  waiting, completions = {}, 0
+  waiting = {}
   for ticket = 1, tickets do
     local waiter = lost[ticket]
     if waiter == PUMP or timed[ticket] then
@@ -307,7 +321,10 @@ local function lose_everything()
       end
     elseif waiter then
       release(ticket)
-      if type(waiter) ~= "function" then
+      if type(waiter) == "function" then
+        -- It is run in the parent. One that runs already goes on in both.
+        completions = completions - 1
+      else
         resume(waiter, false, text, { kind = "shutdown", traceback = text })
       end
     end
@@ -373,6 +390,11 @@ local function can_suspend()
 end
 scheduler.can_suspend = can_suspend
 
+local function pumped_dry(...)
+  left_over()
+  return ...
+end
+
 --- Waits for the values of `ticket`; its session is suspended, or if that cannot be, the loop is run from here.
 ---@async
 ---@param ticket integer
@@ -383,6 +405,9 @@ function scheduler.wait(ticket)
     return co_yield(WAIT, ticket)
   end
   waiting[ticket] = PUMP
+  if watched then
+    return pumped_dry(pump(ticket))
+  end
   return pump(ticket)
 end
 
@@ -395,6 +420,7 @@ function scheduler.yield()
   else
     run_ready()
     handle(next_event(false))
+    left_over()
   end
 end
 
@@ -418,35 +444,42 @@ end
 ---@return integer count  of sessions run and events handled
 function scheduler.poll()
   native.acknowledge()
+  polling = true
   local count = run_ready()
   while count < POLL_MOST and handle_one(next_event(false)) do
     count = count + 1
   end
+  polling = false
   native.watch(first <= last or count >= POLL_MOST)
   return count
 end
 
---- Runs until no session is left and no completion is awaited.
-function scheduler.run()
-  while sessions > 0 or completions > 0 do
+--- Runs the loop as long as `unfinished()`; false when the worker is to end before.
+---@param unfinished fun(): boolean
+---@return boolean
+function scheduler.run_while(unfinished)
+  while unfinished() do
     run_ready()
-    if sessions > 0 or completions > 0 then
-      handle(next_event(first > last))
+    if unfinished() and not handle(next_event(first > last)) then
+      return false
     end
   end
+  return true
 end
 
---- One turn of the loop; false when a worker is to end.
----@return boolean
-function scheduler.step()
-  run_ready()
-  return handle(next_event(first > last))
+--- Runs until no session is left and no completion is awaited.
+function scheduler.run()
+  scheduler.run_while(function()
+    return sessions > 0 or completions > 0
+  end)
+  left_over()
 end
 
 --- A worker's life.
 function scheduler.serve()
-  while scheduler.step() do
-  end
+  repeat
+    run_ready()
+  until not handle(next_event(first > last))
 end
 
 --- How long an exit waits in silence, in seconds.
@@ -463,12 +496,9 @@ function scheduler.drain()
       io.stderr:write(("msys: the exit waits for %d asynchronous jobs; Ctrl-C ends it\n"):format(native.pending()))
     end)
   end
-  while native.pending() > 0 do
-    run_ready()
-    if native.pending() > 0 then
-      handle(next_event(first > last))
-    end
-  end
+  scheduler.run_while(function()
+    return native.pending() > 0
+  end)
   -- The last job's report came before its count went.
   while handle_one(next_event(false)) do
   end

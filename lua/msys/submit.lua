@@ -35,14 +35,6 @@ local OPTION_TYPES = {
   in_place = "boolean",
 }
 
-local path, cpath
-
---- Tells Rust where this host's `require` looks, when that has changed.
-local function follow_paths()
-  path, cpath = package.path, package.cpath
-  native.set_paths(path, cpath)
-end
-
 --- The value that cannot cross, in words.
 local function refused(value, closure, completion, ...)
   local roots = { { name = "the closure", value = closure } }
@@ -115,17 +107,13 @@ end
 
 --- Runs a job as `options` say, with the arguments behind.
 ---@async
-local function run(pool, closure, async, completion, mode, name, ...)
-  if path ~= package.path or cpath ~= package.cpath then
-    if not native.is_worker then
-      follow_paths()
-    end
-  end
+local run
+function run(given, pool, closure, async, completion, mode, name, ...)
+  threadpool.follow_paths()
   local ticket = new_ticket()
   local how, in_pool = SYNC, nil
   if completion and mode == SCHED then
     how = SCHEDULED
-    scheduler.on_outcome(ticket, completion)
   elseif completion or async then
     how, in_pool = ASYNC, completion
   end
@@ -135,13 +123,24 @@ local function run(pool, closure, async, completion, mode, name, ...)
   if id then
     if how == SYNC then
       return nil, scheduler.wait(ticket)
+    elseif how == SCHEDULED then
+      -- No event is looked at between the submission and this.
+      scheduler.on_outcome(ticket, completion)
+    else
+      scheduler.release(ticket)
     end
     return nil
   end
-  scheduler.forget(ticket)
+  scheduler.release(ticket)
   if reason ~= "shutdown" then
     return text
-  elseif how == SYNC then
+  end
+  -- The name may be another pool's by now.
+  local successor = threadpool.resolve(given)
+  if successor and successor ~= pool then
+    return run(given, successor, closure, async, completion, mode, name, ...)
+  end
+  if how == SYNC then
     return nil, shut_down(text, pool)
   elseif completion then
     scheduler.spawn(completion, shut_down(text, pool))
@@ -183,11 +182,11 @@ function submit.runInPool(pool, closure, third, mode)
   end
   local kind = type(third)
   if not third then
-    return checked(run(id, closure))
+    return checked(run(pool, id, closure))
   elseif third == true then
-    return checked(run(id, closure, true))
+    return checked(run(pool, id, closure, true))
   elseif kind == "function" then
-    return checked(run(id, closure, true, third, mode))
+    return checked(run(pool, id, closure, true, third, mode))
   elseif kind ~= "table" then
     error(
       "msys.runInPool: the third argument must be nil, a boolean, a completion function or an options table, got " .. kind,
@@ -200,7 +199,7 @@ function submit.runInPool(pool, closure, third, mode)
   end
   local args = third.args or {}
   return checked(
-    run(id, closure, third.async, third.completion, third.mode, third.name, unpack(args, 1, args.n or #args))
+    run(pool, id, closure, third.async, third.completion, third.mode, third.name, unpack(args, 1, args.n or #args))
   )
 end
 

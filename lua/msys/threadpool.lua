@@ -18,6 +18,16 @@ local Pool = {}
 ---@type table<any, integer>
 threadpool.ids = setmetatable({}, { __mode = "k" })
 
+local path, cpath
+
+--- Tells Rust where this host's `require` looks, when that has changed. A worker looks where the host of its job does.
+function threadpool.follow_paths()
+  if (path ~= package.path or cpath ~= package.cpath) and not native.is_worker then
+    path, cpath = package.path, package.cpath
+    native.set_paths(path, cpath)
+  end
+end
+
 local function quote(value)
   return type(value) == "string" and ("'%s'"):format(value) or tostring(value)
 end
@@ -117,6 +127,7 @@ function threadpool.create(options)
   if type(options) ~= "table" then
     error("msys.threadpool.create: options must be a table, got " .. type(options), 2)
   end
+  threadpool.follow_paths()
   local plain = {}
   for key, value in pairs(options) do
     if key == "memory_limit" or key == "interruptible" then
@@ -205,6 +216,9 @@ function Pool:shutdown(options)
     if key ~= "drop" then
       error(("msys pool:shutdown: unknown option '%s', expected drop"):format(tostring(key)), 2)
     end
+  end
+  if options and options.drop ~= nil and type(options.drop) ~= "boolean" then
+    error("msys pool:shutdown: option 'drop' must be a boolean, got " .. type(options.drop), 2)
   end
   native.shutdown(id, options ~= nil and options.drop == true)
   threadpool.forget(id)

@@ -66,7 +66,7 @@ local function finish(scanned, slot, ok, ...)
     return finish(true, slot, ok, ...)
   end
   local text = reason == "refused" and unsendable(value, ok, ...) or tostring(value)
-  local kind = reason == "refused" and "unsendable" or "memory"
+  local kind = tostring(value) == "not enough memory" and "memory" or "unsendable"
   local id, pool, name = native.describe(slot)
   local old = not ok and select(2, ...)
   local info = { kind = kind, pool = pool, job = id, name = name, traceback = old and old.traceback or text }
@@ -168,25 +168,24 @@ local function open_init()
   init()
 end
 
---- Runs the pool's init as a session, with jobs that it waits for, and nothing else; gives nil, or why it failed.
+--- Runs the pool's init as a session, with jobs that it waits for, and nothing else; gives nil, or why and where it
+--- failed.
 local function run_init()
-  local done, text = false, nil
+  local done, text, traceback = false, nil, nil
   scheduler.start(function()
     local ok, fail = xpcall(function()
       open_init()
     end, failure)
     if not ok then
-      local err = scheduler.explain(fail)
-      text = scheduler.text_of(err)
+      local err, info = scheduler.explain(fail)
+      text, traceback = scheduler.text_of(err), info.traceback
     end
     done = true
   end)
-  while not done do
-    if not scheduler.step() then
-      return "the pool ended"
-    end
-  end
-  return text
+  local ran = scheduler.run_while(function()
+    return not done
+  end)
+  return ran and text or not ran and "the pool ended", traceback
 end
 
 --- A worker's life, from its globals to its end.
@@ -199,11 +198,11 @@ function worker.serve()
   scheduler.setup(report, start_job)
   names.scan()
   if native.has_init() then
-    local text = run_init()
+    local text, traceback = run_init()
     if text then
       text = ("init of pool '%s' failed: %s"):format(native.pool_name(), text)
-      if not native.init_failed(text) then
-        report(text, { kind = "error", traceback = text, pool = native.pool_name() })
+      if not native.init_failed(text, traceback) then
+        report(text, { kind = "error", traceback = traceback or text, pool = native.pool_name() })
       end
       return
     end

@@ -169,7 +169,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
         if ffi::lua_iscfunction(state, LEADING + 1) != 0 {
             return failed(state, b"text", "closure must be a Lua function, got a C function");
         }
-        if let Err(error) = vm.admit(&pool) {
+        if let Err(error) = vm.admit(&pool, slot_at(state, 4)) {
             let reason: &[u8] = match (&error, pool.config.when_full) {
                 (Error::PoolFull { .. }, WhenFull::Wait) => b"full",
                 (Error::PoolShutDown(_), _) => b"shutdown",
@@ -326,9 +326,11 @@ unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
         // Nobody reads the results of an asynchronous job.
         if running.job.value.mode != Mode::Async || !ok {
             let message = &mut running.job.value.message;
-            if let Err(refusal) = encode_top(state, vm, count, message, OUTCOME_LIMIT, scanned) {
+            // A failure of our own making is small, and has to get through.
+            let limit = if ok { vm.message_limit() } else { OUTCOME_LIMIT };
+            if let Err(refusal) = encode_top(state, vm, count, message, limit, scanned) {
                 vm.put_running(slot, running);
-                return refused(state, refusal, |size| format!("the results have {size} bytes"));
+                return refused(state, refusal, |size| vm.too_large(size));
             }
         }
         vm.end(slot, running, ok);
@@ -517,7 +519,7 @@ unsafe extern "C-unwind" fn has_ancestor_in(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `init_failed(text)` → whether jobs failed with it: this worker ends, and if it was the only one, queued jobs say why
+/// `init_failed(text, traceback)` → whether jobs failed with it: this worker ends, and if it was the only one, queued jobs say why
 unsafe extern "C-unwind" fn init_failed(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -525,7 +527,8 @@ unsafe extern "C-unwind" fn init_failed(state: *mut lua_State) -> c_int {
         let text = text(state, 1).unwrap_or_else(|| Arc::from("init failed"));
         let last = vm.worker.as_ref().is_some_and(crate::pool::Worker::is_last);
         if let (true, Some(worker)) = (last, &vm.worker) {
-            worker.pool.fail_queued("error", &text);
+            let traceback = super::text(state, 2).unwrap_or_else(|| Arc::clone(&text));
+            worker.pool.fail_queued("error", &text, &traceback);
         }
         ffi::lua_pushboolean(state, c_int::from(last));
         1

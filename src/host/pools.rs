@@ -62,7 +62,7 @@ fn create(lua: &Lua, vm: &Vm, options: Value) -> (Option<u32>, Option<String>) {
     let created = lua
         .from_value::<Options>(options)
         .map_err(|error| words(&error))
-        .and_then(|options| options.check(init).map_err(|error| error.to_string()))
+        .and_then(|options| options.check(init, vm.paths.get()).map_err(|error| error.to_string()))
         .and_then(|config| registry::create(config).map_err(|error| error.to_string()));
     match created {
         Ok(pool) => (Some(pool.id), None),

@@ -62,6 +62,8 @@ pub struct Config {
     pub max_message: usize,
     /// Runs once in each new worker VM.
     pub init: Option<Arc<Message>>,
+    /// The creator's module paths (see `registry`), which a new worker has for its init.
+    pub paths: u32,
 }
 
 impl Config {
@@ -76,6 +78,7 @@ impl Config {
             stack_size: 1 << 20,
             max_message: 1 << 30,
             init: None,
+            paths: u32::MAX,
         }
     }
 }
@@ -98,7 +101,7 @@ impl Options {
     ///
     /// # Errors
     /// [`Error::BadOption`], naming the option, what was given and what is accepted.
-    pub fn check(self, init: Option<Arc<Message>>) -> Result<Config> {
+    pub fn check(self, init: Option<Arc<Message>>, paths: u32) -> Result<Config> {
         let name = self.name.unwrap_or_default();
         if name.trim().is_empty() {
             return Err(Error::BadOption("name is required: a string that is not empty".to_owned()));
@@ -119,6 +122,7 @@ impl Options {
             stack_size: or("stack_size", self.stack_size, default.stack_size, 128 << 10, 1 << 30)?,
             max_message: or("max_message", self.max_message, default.max_message, 64, 1 << 32)?,
             init,
+            paths,
             name: default.name,
         })
     }
@@ -142,7 +146,7 @@ mod tests {
             ),
         ];
         for (options, expected) in cases {
-            let text = options.check(None).map(|_| ()).expect_err(expected).to_string();
+            let text = options.check(None, u32::MAX).map(|_| ()).expect_err(expected).to_string();
             assert_eq!(text, expected);
         }
     }

@@ -31,13 +31,13 @@ pub use config::{Config, MAX_WORKERS, Options, WhenFull, cores, whole};
 use queues::{Own, Queues, Theirs};
 pub use stats::Stat;
 use stats::{Totals, WorkerStats};
-pub use worker::{Turn, Worker};
+pub use worker::{Load, Turn, Worker};
 
 use crate::{
     error::{Error, Result},
     job::{Inbox, Job, Kind, Mode, signal},
     outcome,
-    sleep::{Sleep, Wake},
+    sleep::{Rank, Sleep, Wake},
 };
 
 const RUNNING: u8 = 0;
@@ -147,14 +147,14 @@ impl Pool {
     /// Accepts a job: into the deque of `worker`, if that is one of this pool, else into the injector. A `quiet` one is
     /// pushed without a wake: the caller promises to look for work next.
     pub fn submit(self: &Arc<Self>, job: Job, worker: Option<&Worker>, quiet: bool) {
-        let awaited = job.value.awaited;
+        let rank = job.value.rank;
         self.queued.fetch_add(1, Ordering::Relaxed);
         match worker {
             Some(worker) => worker.push(job),
             None => self.queues.push(job),
         }
         if !quiet {
-            self.follow(self.sleep.pushed(awaited));
+            self.follow(self.sleep.pushed(rank));
         }
     }
 
@@ -197,21 +197,22 @@ impl Pool {
         self.state.load(Ordering::Acquire) == RUNNING
     }
 
-    /// Whether there is a job that a worker (with or without room for a session) could take.
-    fn has_work(&self, with_room: bool) -> bool {
+    /// The highest rank of a job that waits.
+    fn top_rank(&self) -> Option<Rank> {
         let seats = self.seats.read();
-        let mut seats = seats.iter().flatten();
-        if with_room {
-            !self.queues.is_empty() || seats.any(|seat| !seat.theirs.is_empty())
-        } else {
-            self.queues.has_awaited() || seats.any(|seat| seat.theirs.has_awaited())
-        }
+        let of_workers = seats.iter().flatten().filter_map(|seat| seat.theirs.top_rank()).max();
+        of_workers.max(self.queues.top_rank())
+    }
+
+    /// Whether there is a job for a worker that takes those of rank `least` or above.
+    fn has_work(&self, least: Rank) -> bool {
+        self.top_rank() >= Some(least)
     }
 
     /// Wakes one worker if there is work for it.
     fn wake_one(self: &Arc<Self>) {
-        if self.has_work(true) {
-            self.follow(self.sleep.wake_one(self.has_work(false)));
+        if let Some(rank) = self.top_rank() {
+            self.follow(self.sleep.wake_one(rank));
         }
     }
 
@@ -271,23 +272,28 @@ impl Pool {
                 // The closure was dropped, and with it the worker: it has been counted out.
                 let error = Error::NoThread { pool: self.config.name.to_string(), source };
                 if self.sleep.census().0 == 0 {
-                    self.fail_queued("error", &error.to_string());
+                    let text = error.to_string();
+                    self.fail_queued("error", &text, &text);
                 }
             }
         }
     }
 
-    /// Ends every queued job with a failure.
-    pub fn fail_queued(&self, kind: &str, text: &str) {
+    /// Ends the jobs that are queued now, and not those that come meanwhile, with a failure.
+    pub fn fail_queued(&self, kind: &str, text: &str, traceback: &str) {
         let seats: Vec<_> = self.seats.read().iter().flatten().cloned().collect();
         let spare = Own::new();
-        loop {
+        for _ in 0..self.queued() {
             let job = self.queues.steal().or_else(|| spare.pop_batch());
-            let Some(job) = job.or_else(|| seats.iter().find_map(|seat| seat.theirs.steal_into(&spare, true))) else {
+            let Some(job) = job.or_else(|| seats.iter().find_map(|seat| seat.theirs.steal_into(&spare, Rank::Ordinary))) else {
                 return;
             };
             self.taken();
-            fail(job, &self.config.name, kind, text);
+            fail(job, &self.config.name, kind, text, traceback);
+        }
+        // What a batch brought along, and is not to fail.
+        while let Some(job) = spare.pop_batch() {
+            self.queues.push(job);
         }
     }
 
@@ -296,7 +302,7 @@ impl Pool {
         self.state.fetch_max(DRAINING, Ordering::AcqRel);
         if drop_queued {
             let text = Error::PoolShutDown(self.config.name.to_string()).to_string();
-            self.fail_queued("shutdown", &text);
+            self.fail_queued("shutdown", &text, &text);
         }
         self.release_waiters(usize::MAX);
         self.wake_all();
@@ -335,7 +341,10 @@ impl Pool {
                 return;
             }
         }
-        for thread in threads.drain(..) {
+        // A worker that has been counted out may still be about to take this lock.
+        let ended = std::mem::take(&mut *threads);
+        drop(threads);
+        for thread in ended {
             // A worker's panic has been reported by its thread; nothing is left to do for it.
             let _ = thread.join();
         }
@@ -414,9 +423,9 @@ pub fn deliver(mut job: Job, ok: bool) {
 }
 
 /// Ends a job with a failure that no Lua made.
-pub fn fail(mut job: Job, pool: &str, kind: &str, text: &str) {
+pub fn fail(mut job: Job, pool: &str, kind: &str, text: &str, traceback: &str) {
     let id = job.value.id;
-    outcome::failure(&mut job.value.message, text, kind, pool, id);
+    outcome::failure(&mut job.value.message, text, traceback, kind, pool, id);
     deliver(job, false);
 }
 

@@ -1,59 +1,53 @@
-//! Where jobs wait: the pool's injectors, and three deques on each worker.
+//! Where jobs wait: the pool's injectors, and deques on each worker.
 //!
 //! Jobs from outside go to an injector; a worker takes them in batches, oldest first, so that with one worker the order is
-//! that of submission. A worker's own submits go to a deque of their own: it takes them back newest first, others steal the
-//! oldest. *Awaited* jobs (a job of this pool waits for them: see `Parcel::awaited`) have queues apart: a worker at
-//! its limit of sessions takes only those. Whoever is waited for is then runnable by the very worker that waits, so no
-//! chain of waiting jobs can stall.
+//! that of submission. A worker's own submits go to deques of their own: it takes them back newest first, others steal the
+//! oldest. Each [`Rank`] has queues apart: a worker at its limit of sessions takes only jobs above a rank. Whoever is
+//! waited for by a job of the pool is then runnable by the very worker that waits, so no chain of waiting jobs can stall.
 
 use crossbeam_deque::{Injector, Steal, Stealer, Worker as Deque};
 
-use crate::job::Job;
+use crate::{job::Job, sleep::Rank};
 
-/// The pool's half.
+/// The ranks that a full worker may take, the most urgent first.
+const EXEMPT: [Rank; 2] = [Rank::Awaited, Rank::Nested];
+
+/// The pool's half, by rank.
 #[derive(Debug)]
-pub(crate) struct Queues {
-    awaited: Injector<Job>,
-    ordinary: Injector<Job>,
-}
+pub(crate) struct Queues([Injector<Job>; 3]);
 
 /// A worker's half.
 #[derive(Debug)]
 pub(crate) struct Own {
-    awaited: Deque<Job>,
-    submitted: Deque<Job>,
-    /// Taken from elsewhere and not begun.
+    submitted: [Deque<Job>; 3],
+    /// Ordinary jobs taken from elsewhere and not begun.
     batch: Deque<Job>,
 }
 
 /// What others may take from a worker.
 #[derive(Debug)]
 pub(crate) struct Theirs {
-    awaited: Stealer<Job>,
-    submitted: Stealer<Job>,
+    submitted: [Stealer<Job>; 3],
     batch: Stealer<Job>,
 }
 
 impl Own {
     pub(crate) fn new() -> Self {
-        Self { awaited: Deque::new_lifo(), submitted: Deque::new_lifo(), batch: Deque::new_fifo() }
+        Self { submitted: std::array::from_fn(|_| Deque::new_lifo()), batch: Deque::new_fifo() }
     }
 
     pub(crate) fn theirs(&self) -> Theirs {
-        Theirs {
-            awaited: self.awaited.stealer(),
-            submitted: self.submitted.stealer(),
-            batch: self.batch.stealer(),
-        }
+        Theirs { submitted: self.submitted.each_ref().map(Deque::stealer), batch: self.batch.stealer() }
     }
 
     pub(crate) fn push(&self, job: Job) {
-        if job.value.awaited { self.awaited.push(job) } else { self.submitted.push(job) }
+        self.submitted[job.value.rank as usize].push(job);
     }
 
-    /// The newest of its own submits.
-    pub(crate) fn pop(&self, with_room: bool) -> Option<Job> {
-        self.awaited.pop().or_else(|| if with_room { self.submitted.pop() } else { None })
+    /// The newest of its own submits of this rank or above.
+    pub(crate) fn pop(&self, least: Rank) -> Option<Job> {
+        let exempt = EXEMPT.into_iter().filter(|rank| *rank >= least).find_map(|rank| self.submitted[rank as usize].pop());
+        exempt.or_else(|| if least == Rank::Ordinary { self.submitted[0].pop() } else { None })
     }
 
     /// The oldest of its batch.
@@ -64,51 +58,58 @@ impl Own {
 
 impl Theirs {
     pub(crate) fn is_empty(&self) -> bool {
-        self.awaited.is_empty() && self.submitted.is_empty() && self.batch.is_empty()
+        self.top_rank().is_none()
     }
 
-    pub(crate) fn has_awaited(&self) -> bool {
-        !self.awaited.is_empty()
+    /// The highest rank of a job that is here.
+    pub(crate) fn top_rank(&self) -> Option<Rank> {
+        let exempt = EXEMPT.into_iter().find(|rank| !self.submitted[*rank as usize].is_empty());
+        exempt.or_else(|| (!self.submitted[0].is_empty() || !self.batch.is_empty()).then_some(Rank::Ordinary))
     }
 
-    /// The oldest awaited job, else half of the ordinary ones.
-    pub(crate) fn steal_into(&self, own: &Own, with_room: bool) -> Option<Job> {
-        settle(|| self.awaited.steal()).or_else(|| {
-            if !with_room {
+    /// The oldest job of an exempt rank, else half of the ordinary ones.
+    pub(crate) fn steal_into(&self, own: &Own, least: Rank) -> Option<Job> {
+        let mut exempt = EXEMPT.into_iter().filter(|rank| *rank >= least);
+        exempt.find_map(|rank| settle(|| self.submitted[rank as usize].steal())).or_else(|| {
+            if least != Rank::Ordinary {
                 return None;
             }
             settle(|| self.batch.steal_batch_and_pop(&own.batch))
-                .or_else(|| settle(|| self.submitted.steal_batch_and_pop(&own.batch)))
+                .or_else(|| settle(|| self.submitted[0].steal_batch_and_pop(&own.batch)))
         })
     }
 }
 
 impl Queues {
     pub(crate) fn new() -> Self {
-        Self { awaited: Injector::new(), ordinary: Injector::new() }
+        Self(std::array::from_fn(|_| Injector::new()))
     }
 
     pub(crate) fn push(&self, job: Job) {
-        if job.value.awaited { self.awaited.push(job) } else { self.ordinary.push(job) }
+        self.0[job.value.rank as usize].push(job);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.awaited.is_empty() && self.ordinary.is_empty()
+        self.0.iter().all(Injector::is_empty)
     }
 
-    pub(crate) fn has_awaited(&self) -> bool {
-        !self.awaited.is_empty()
+    /// The highest rank of a job that is here.
+    pub(crate) fn top_rank(&self) -> Option<Rank> {
+        let exempt = EXEMPT.into_iter().find(|rank| !self.0[*rank as usize].is_empty());
+        exempt.or_else(|| (!self.0[0].is_empty()).then_some(Rank::Ordinary))
     }
 
     /// The oldest job; a batch of those behind it moves to `own`, in order.
-    pub(crate) fn steal_into(&self, own: &Own, with_room: bool) -> Option<Job> {
-        settle(|| self.awaited.steal())
-            .or_else(|| if with_room { settle(|| self.ordinary.steal_batch_and_pop(&own.batch)) } else { None })
+    pub(crate) fn steal_into(&self, own: &Own, least: Rank) -> Option<Job> {
+        let mut exempt = EXEMPT.into_iter().filter(|rank| *rank >= least);
+        exempt
+            .find_map(|rank| settle(|| self.0[rank as usize].steal()))
+            .or_else(|| if least == Rank::Ordinary { settle(|| self.0[0].steal_batch_and_pop(&own.batch)) } else { None })
     }
 
     /// The oldest job alone.
     pub(crate) fn steal(&self) -> Option<Job> {
-        settle(|| self.awaited.steal()).or_else(|| settle(|| self.ordinary.steal()))
+        self.0.iter().find_map(|queue| settle(|| queue.steal()))
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use super::{Own, Pool, RUNNING, STOPPING, Seat, stats};
 use crate::{
     job::{Inbox, Job},
-    sleep::Class,
+    sleep::{Class, Rank},
     waker::{self, SPINS, Wait},
 };
 
@@ -25,6 +25,15 @@ pub enum Turn {
     Again,
     /// End: the pool is shut down or smaller now.
     End,
+}
+
+/// What a worker has in progress.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    /// Jobs.
+    pub sessions: usize,
+    /// Those among them that wait for another job.
+    pub waiting: usize,
 }
 
 /// See the module. Dropping it counts the worker out.
@@ -70,43 +79,55 @@ impl Worker {
     /// Makes up for a quiet submit: jobs in the own deque are not going to be looked for at once after all.
     pub fn announce(&self) {
         if !self.seat.theirs.is_empty() {
-            self.pool.follow(self.pool.sleep.pushed(self.seat.theirs.has_awaited()));
+            self.pool.follow(self.pool.sleep.pushed(self.seat.theirs.top_rank().unwrap_or_default()));
         }
     }
 
-    /// A job for this worker. `sessions` jobs are in progress on it: at the limit it gets only jobs that those wait for,
-    /// and with any it leaves new jobs to workers that have none.
-    pub fn find(&self, sessions: usize) -> Option<Job> {
-        let with_room = sessions < self.pool.config.sessions;
+    /// A job for this worker, as much as `load` allows; with any session it leaves new jobs to workers that have none.
+    pub fn find(&self, load: Load) -> Option<Job> {
+        let least = self.least_rank(load);
         let tick = self.tick.get().wrapping_add(1);
         self.tick.set(tick);
         let outside_first = tick.is_multiple_of(OUTSIDE_FIRST);
-        let job = if outside_first { self.take_outside(sessions, with_room) } else { None }
-            .or_else(|| self.own.pop(with_room))
-            .or_else(|| if outside_first { None } else { self.take_outside(sessions, with_room) })
-            .or_else(|| self.steal(with_room))?;
+        let job = if outside_first { self.take_outside(load, least) } else { None }
+            .or_else(|| self.own.pop(least))
+            .or_else(|| if outside_first { None } else { self.take_outside(load, least) })
+            .or_else(|| self.steal(least))?;
         self.pool.taken();
         self.leave_search();
         Some(job)
     }
 
+    /// The least rank of jobs that a worker may take.
+    fn least_rank(&self, load: Load) -> Rank {
+        if load.sessions < self.pool.config.sessions {
+            Rank::Ordinary
+        } else if load.waiting >= load.sessions {
+            Rank::Nested
+        } else {
+            Rank::Awaited
+        }
+    }
+
     /// The next of the worker's batch, or of the injector.
-    fn take_outside(&self, sessions: usize, with_room: bool) -> Option<Job> {
-        if with_room && let Some(job) = self.own.pop_batch() {
+    fn take_outside(&self, load: Load, least: Rank) -> Option<Job> {
+        if least == Rank::Ordinary
+            && let Some(job) = self.own.pop_batch()
+        {
             return Some(job);
         }
         let pool = &self.pool;
-        if sessions > 0 && pool.sleep.has_free() && !pool.queues.is_empty() {
+        if load.sessions > 0 && pool.sleep.has_free() && !pool.queues.is_empty() {
             // A push may have found us searching and woken nobody: that one is to take it.
             self.leave_search();
             pool.wake_one();
-            return pool.queues.steal_into(&self.own, false);
+            return pool.queues.steal_into(&self.own, least.max(Rank::Nested));
         }
-        pool.queues.steal_into(&self.own, with_room)
+        pool.queues.steal_into(&self.own, least)
     }
 
     /// From the other workers, beginning behind oneself so that not all begin at the same.
-    fn steal(&self, with_room: bool) -> Option<Job> {
+    fn steal(&self, least: Rank) -> Option<Job> {
         let seats = self.pool.seats.read();
         let (before, behind) = seats.split_at_checked(self.index)?;
         behind
@@ -114,7 +135,7 @@ impl Worker {
             .skip(1)
             .chain(before)
             .flatten()
-            .find_map(|seat| seat.theirs.steal_into(&self.own, with_room))
+            .find_map(|seat| seat.theirs.steal_into(&self.own, least))
     }
 
     /// Step 3 of the sleep protocol, for a searcher.
@@ -126,18 +147,18 @@ impl Worker {
 
     /// Nothing to run: sleeps until there is a job, an event in `inbox`, or `timeout` is over. While a
     /// core is free for it, it looks for a while before.
-    pub fn idle(&self, inbox: &Inbox, sessions: usize, timeout: Option<Duration>) -> Turn {
-        if self.must_end(sessions) {
+    pub fn idle(&self, inbox: &Inbox, load: Load, timeout: Option<Duration>) -> Turn {
+        if self.must_end(load.sessions) {
             return Turn::End;
         }
-        let with_room = sessions < self.pool.config.sessions;
+        let least = self.least_rank(load);
         let sleep = &self.pool.sleep;
         if !self.searching.replace(true) {
             sleep.search();
             // A push since our last look may have relied on a searcher; now that we are one, look again.
             return Turn::Again;
         }
-        if sleep.searchers() == 1 && waker::core_is_free() {
+        if least == Rank::Ordinary && sleep.searchers() == 1 && waker::core_is_free() {
             for _ in 0..SPINS {
                 std::hint::spin_loop();
                 if !inbox.mailbox.is_empty() || !self.pool.queues.is_empty() || inbox.mailbox.waker().is_notified() {
@@ -145,16 +166,17 @@ impl Worker {
                 }
             }
         }
-        let class = match (sessions, with_room) {
-            (_, false) => Class::Full,
-            (0, true) => Class::Free,
-            (_, true) => Class::Waiting,
+        let class = match (least, load.sessions) {
+            (Rank::Awaited, _) => Class::Closed,
+            (Rank::Nested, _) => Class::Full,
+            (Rank::Ordinary, 0) => Class::Free,
+            (Rank::Ordinary, _) => Class::Waiting,
         };
-        if !sleep.sleep(self.index, class, || self.pool.has_work(with_room)) {
+        if !sleep.sleep(self.index, class, || self.pool.has_work(least)) {
             return Turn::Again;
         }
         self.searching.set(false);
-        if class == Class::Full {
+        if least != Rank::Ordinary {
             // A push may have relied on us, and we leave that job to others.
             self.pool.wake_one();
         }
@@ -213,7 +235,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         // Jobs of its own that it never began are for the others.
-        while let Some(job) = self.own.pop(true).or_else(|| self.own.pop_batch()) {
+        while let Some(job) = self.own.pop(Rank::Ordinary).or_else(|| self.own.pop_batch()) {
             self.pool.queues.push(job);
         }
         if let Some(seat) = self.pool.seats.write().get_mut(self.index) {
