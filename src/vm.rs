@@ -98,6 +98,7 @@ pub struct Vm {
     quiet: Cell<u64>,
     /// The pool's init runs: no job begins but those that it waits for.
     initializing: Cell<bool>,
+    deep: Cell<bool>,
     turns: Cell<u32>,
     /// A signal ended the last wait, and nothing was waited for since.
     interrupted: Cell<bool>,
@@ -145,6 +146,7 @@ impl Vm {
             scheduled: RefCell::default(),
             quiet: Cell::new(0),
             initializing: Cell::new(false),
+            deep: Cell::new(false),
             interrupted: Cell::new(false),
             turns: Cell::new(0),
             generation: Cell::new(registry::generation()),
@@ -385,11 +387,16 @@ impl Vm {
 
     /// Jobs in progress, as `find` and `idle` count them.
     fn load(&self) -> Load {
-        if self.initializing.get() {
-            // Room for nothing but what the init itself waits for.
+        if self.initializing.get() || self.deep.get() {
+            // Room for nothing but what is waited for.
             return Load { sessions: usize::MAX, waiting: 0 };
         }
         Load { sessions: self.sessions.get(), waiting: self.waiting.get() }
+    }
+
+    /// Whether the stack is deep in waits that cannot suspend, so that no new job is to begin on top of them.
+    pub fn set_deep(&self, deep: bool) {
+        self.deep.set(deep);
     }
 
     /// The pool's init begins or has ended.

@@ -5,6 +5,7 @@
 ---@field version string
 ---@field cores integer
 ---@field is_worker boolean
+---@field max_pumps integer
 ---@field pool_metatable table
 local native = {}
 
@@ -25,9 +26,10 @@ function native.submit(pool, mode, ticket, slot, name, flags, closure, completio
 
 --- The next event: a kind and what belongs to it.
 ---@param block boolean
+---@param deep? boolean  take no new job, but one that is waited for
 ---@return integer kind
 ---@return any ...
-function native.next(block) end
+function native.next(block, deep) end
 
 --- A job's closure, completion and arguments; or the name of a module to load first.
 ---@param slot integer

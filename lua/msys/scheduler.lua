@@ -8,6 +8,7 @@
 local native = require "msys.native"
 
 local co_create, co_resume, co_yield = coroutine.create, coroutine.resume, coroutine.yield
+local co_status = coroutine.status
 local co_running, isyieldable = coroutine.running, coroutine.isyieldable
 local select, unpack, type, xpcall, traceback = select, unpack, type, xpcall, debug.traceback
 local next_event = native.next
@@ -21,8 +22,8 @@ local scheduler = {}
 -- Kinds of events, as in src/host/jobs.rs.
 local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST = 0, 1, 2, 3, 4, 5, 6
 
---- What a coroutine yields: a session that waits (with its ticket), and one that has ended.
-local WAIT, DONE = {}, {}
+--- What a coroutine yields: a session that waits (with its ticket), one that lets others run, and one that has ended.
+local WAIT, YIELD, DONE = {}, {}, {}
 --- Stands in `waiting` for a pump.
 local PUMP = {}
 
@@ -46,6 +47,8 @@ local timed = {}
 local tickets, spare_ticket, spare_tickets = 0, {}, 0
 local ready, first, last = {}, 1, 0
 local spare = {}
+--- Pumps on the stack.
+local pumps = 0
 --- A foreign loop watches our descriptor; `poll` runs, and will see to the descriptor itself.
 local watched, polling = false, false
 --- Sessions spawned and not ended; completions awaited or running.
@@ -190,7 +193,7 @@ local function resumed(session, previous, ok, tag)
       spare[#spare + 1] = session
     end
   elseif ok then
-    -- A plain coroutine.yield of the user's is a yield to the scheduler.
+    -- YIELD; and a plain coroutine.yield of the user's is one too.
     push_ready(session)
   else
     -- Sessions protect what they run, so this is a failure of the scheduler's own, or of memory.
@@ -380,7 +383,8 @@ function pump(ticket)
     release(ticket)
     return unpack(values, 1, values.n)
   end
-  return pumped(ticket, next_event(first > last))
+  -- Well before the limit, no new jobs on top of these: others can take them.
+  return pumped(ticket, next_event(first > last, pumps > native.max_pumps / 2))
 end
 
 --- Whether the running code can suspend its session. In a host, a coroutine that the user made cannot: its resumer would
@@ -390,9 +394,20 @@ local function can_suspend()
 end
 scheduler.can_suspend = can_suspend
 
-local function pumped_dry(...)
+local function pumped_out(...)
+  pumps = pumps - 1
   left_over()
   return ...
+end
+
+--- Pumps, unless so many pumps are on the stack already that the C stack could overflow.
+local function deep_pump(ticket)
+  if pumps >= native.max_pumps then
+    waiting[ticket] = false
+    error(("msys: more than %d waits inside each other that cannot suspend"):format(native.max_pumps), 0)
+  end
+  pumps = pumps + 1
+  return pumped_out(pump(ticket))
 end
 
 --- Waits for the values of `ticket`; its session is suspended, or if that cannot be, the loop is run from here.
@@ -405,22 +420,23 @@ function scheduler.wait(ticket)
     return co_yield(WAIT, ticket)
   end
   waiting[ticket] = PUMP
-  if watched then
-    return pumped_dry(pump(ticket))
-  end
-  return pump(ticket)
+  return deep_pump(ticket)
+end
+
+--- Lets others run on top of the stack.
+local function yield_in_place()
+  run_ready()
+  handle(next_event(false))
+  left_over()
 end
 
 --- Lets others run.
 ---@async
 function scheduler.yield()
   if can_suspend() then
-    push_ready(current)
-    co_yield(WAIT)
+    co_yield(YIELD)
   else
-    run_ready()
-    handle(next_event(false))
-    left_over()
+    yield_in_place()
   end
 end
 
@@ -511,27 +527,53 @@ function scheduler.setup(on_report, on_job)
   report, start_job = on_report, on_job
 end
 
+--- Coroutines of the user's that wait inside msys, and so are not suspended for anybody else.
+local held = setmetatable({}, { __mode = "k" })
+
+local resumed_inside
+
 --- For a worker's `coroutine.resume`: passes a session's wait through a coroutine that the user made.
 local function pass(co, ok, tag, ...)
-  if tag ~= WAIT then
+  if tag ~= WAIT and tag ~= YIELD then
     return ok, tag, ...
   end
   local ticket = ...
+  held[co] = true
   if isyieldable() then
-    return pass(co, co_resume(co, co_yield(WAIT, ticket)))
-  elseif ticket then
-    -- A C function stands between the coroutine and its session: the wait goes on here.
-    waiting[ticket] = PUMP
-    return pass(co, co_resume(co, pump(ticket)))
+    return resumed_inside(co, co_yield(tag, ticket))
   end
-  return pass(co, co_resume(co))
+  -- A C function stands between the coroutine and its session: the wait goes on here.
+  if tag == YIELD then
+    return resumed_inside(co, yield_in_place())
+  end
+  waiting[ticket] = PUMP
+  return resumed_inside(co, deep_pump(ticket))
+end
+
+function resumed_inside(co, ...)
+  held[co] = nil
+  return pass(co, co_resume(co, ...))
 end
 
 ---@param co thread
 ---@return boolean ok
 ---@return any ...
 function scheduler.resume(co, ...)
+  if type(co) ~= "thread" then
+    error(("bad argument #1 to 'resume' (coroutine expected, got %s)"):format(type(co)), 2)
+  elseif held[co] then
+    return false, "cannot resume non-suspended coroutine"
+  end
   return pass(co, co_resume(co, ...))
+end
+
+---@param co thread
+---@return string
+function scheduler.status(co)
+  if type(co) ~= "thread" then
+    error(("bad argument #1 to 'status' (coroutine expected, got %s)"):format(type(co)), 2)
+  end
+  return held[co] and "normal" or co_status(co)
 end
 
 return scheduler

@@ -140,7 +140,8 @@ end
 --- `coroutine.resume` and `coroutine.wrap` of a worker: a wait inside a coroutine suspends the session around it.
 local function wrap_result(ok, ...)
   if not ok then
-    error((...), 3)
+    -- Called in place of the generator, by a tail call.
+    error((...), 2)
   end
   return ...
 end
@@ -148,13 +149,17 @@ end
 local function install_coroutines()
   local create = coroutine.create
   coroutine.resume = scheduler.resume
+  coroutine.status = scheduler.status
   coroutine.wrap = function(fn)
+    if type(fn) ~= "function" then
+      error(("bad argument #1 to 'wrap' (function expected, got %s)"):format(type(fn)), 2)
+    end
     local co = create(fn)
     return function(...)
       return wrap_result(scheduler.resume(co, ...))
     end
   end
-  for _, name in ipairs { "resume", "wrap" } do
+  for _, name in ipairs { "resume", "status", "wrap" } do
     table.insert(names.also, { coroutine[name], "coroutine", name })
   end
 end

@@ -199,7 +199,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `next(block)` → a kind and what belongs to it:
+/// `next(block, deep)` → a kind and what belongs to it:
 /// nothing · job (slot, whether `paths_of` has other paths) · outcome (ticket, values…) · report (false, error, info) · require (name) ·
 /// end · lost
 unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
@@ -208,6 +208,7 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
     unsafe {
         let vm = vm(state);
         let block = ffi::lua_toboolean(state, 1) != 0;
+        vm.set_deep(ffi::lua_toboolean(state, 2) != 0);
         ffi::lua_settop(state, 0);
         match vm.next(block) {
             Next::Nothing => {

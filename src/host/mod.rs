@@ -37,6 +37,11 @@ const DECODE: c_int = 3;
 const POOL: &CStr = c"msys.pool";
 const POOLS: &CStr = c"msys.pools";
 
+/// How many waits that cannot suspend may be inside each other, and how much C stack each is given: `string.gsub` with its
+/// buffer is the largest of the C functions that LuaJIT brings.
+const MAX_PUMPS: usize = 200;
+const PUMP_STACK: usize = 24 << 10;
+
 /// What a C function gets: the VM, unless it has been closed.
 struct Block {
     vm: *mut Vm,
@@ -105,6 +110,9 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
     table.raw_set("version", env!("CARGO_PKG_VERSION"))?;
     table.raw_set("cores", crate::pool::cores())?;
     table.raw_set("is_worker", !owned)?;
+    // SAFETY: the VM is alive: its module is just being made.
+    let stack = unsafe { &*vm }.worker.as_ref().map_or(usize::MAX, |worker| worker.pool.config.stack_size);
+    table.raw_set("max_pumps", MAX_PUMPS.min(stack / PUMP_STACK))?;
     table.raw_set("null", lua.null())?;
     Ok(table)
 }

@@ -75,7 +75,7 @@ impl Config {
             sessions: 256,
             backlog: 65_536,
             when_full: WhenFull::Wait,
-            stack_size: 1 << 20,
+            stack_size: 8 << 20,
             max_message: 1 << 30,
             init: None,
             paths: u32::MAX,
