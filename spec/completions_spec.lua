@@ -3,14 +3,9 @@
 local helper = require "spec.helper"
 local msys = require "msys"
 
-local assert = assert
+local describe, it, _, after_each, assert = helper.busted()
 local SCHED = msys.core.ECTP_COMPLETE_CALLBACK_SCHED
 local JOBS = 10000
-
-local busted_it = it
-local function it(name, body)
-  busted_it(name, helper.plain(body))
-end
 
 --- What jobs of a pool with one worker have left in its `_OSTLS[key]`, once there is something.
 local function left_behind(pool, key)

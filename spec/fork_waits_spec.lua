@@ -8,7 +8,8 @@ local ffi = require "ffi"
 ffi.cdef "int fork(void); int waitpid(int, int *, int);"
 local msys = require "msys"
 local SCHED = msys.core.ECTP_COMPLETE_CALLBACK_SCHED
-io.stdout:setvbuf "no" -- or the child would print again what the parent has in its buffer
+-- One write a line: the child must not print again what the parent has in its buffer, nor into the middle of its lines.
+io.stdout:setvbuf "line"
 
 --- Waits for the child's end, which has to be that of `leave`. Nothing of msys runs meanwhile.
 local function join(pid)

@@ -7,7 +7,8 @@ local msys = require "msys"
 local tp = msys.threadpool
 local until_stat, send, all_true = gate.until_stat, gate.send, gate.all_true
 
-local assert, plain = assert, helper.plain
+local describe, it, _, after_each, assert = helper.busted()
+local plain = helper.plain
 
 --- A job that gives what `init` left.
 local function mark()

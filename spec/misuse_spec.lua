@@ -57,7 +57,7 @@ describe("refused at the caller's line:", function()
     case("unknown pool 'nope', known are: CPU, IO", "nope", fn),
     case("unknown pool '', known are: CPU, IO", "", fn),
     case("unknown pool 'CPU ', known are: CPU, IO", "CPU ", fn),
-    case("unknown pool 17, known are: CPU, IO", 17, fn),
+    case("unknown pool 987654, known are: CPU, IO", 987654, fn),
     case("unknown pool -1, known are: CPU, IO", -1, fn),
     case("unknown pool 0.5, known are: CPU, IO", 0.5, fn),
     case("unknown pool nan, known are: CPU, IO", 0 / 0, fn),

@@ -3,7 +3,8 @@
 local helper = require "spec.helper"
 local msys = require "msys"
 
-local assert, plain = assert, helper.plain
+local describe, it, _, after_each, assert = helper.busted()
+local plain = helper.plain
 
 --- What is refused: what the message calls it, and the expression that makes it.
 ---@type { kind: string, text: string, only_here?: boolean, make?: fun(): any }[]

@@ -3,7 +3,8 @@
 local helper = require "spec.helper"
 local msys = require "msys"
 
-local assert, plain = assert, helper.plain
+local describe, it, _, after_each, assert = helper.busted()
+local plain = helper.plain
 local with_pool = helper.with_pool
 
 local function results(ok, ...)

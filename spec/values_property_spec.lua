@@ -5,7 +5,8 @@
 local helper = require "spec.helper"
 local msys = require "msys"
 
-local assert, plain = assert, helper.plain
+local describe, it, _, after_each, assert = helper.busted()
+local plain = helper.plain
 
 local CASES = 500
 

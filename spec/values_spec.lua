@@ -3,7 +3,8 @@
 local helper = require "spec.helper"
 local msys = require "msys"
 
-local assert, plain = assert, helper.plain
+local describe, it, _, after_each, assert = helper.busted()
+local plain = helper.plain
 
 local function results(ok, ...)
   if not ok then error((...), 0) end
