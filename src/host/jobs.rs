@@ -496,7 +496,13 @@ unsafe extern "C-unwind" fn open_init(state: *mut lua_State) -> c_int {
 /// `init_done()`: the worker takes jobs from now on
 unsafe extern "C-unwind" fn init_done(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
-    unsafe { vm(state).set_initializing(false) };
+    unsafe {
+        let vm = vm(state);
+        vm.set_initializing(false);
+        if let Some(worker) = &vm.worker {
+            worker.serves();
+        }
+    }
     0
 }
 
@@ -520,18 +526,18 @@ unsafe extern "C-unwind" fn has_ancestor_in(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `init_failed(text, traceback)` → whether jobs failed with it: this worker ends, and if it was the only one, queued jobs say why
+/// `init_failed(text, traceback)` → whether jobs failed with it: this worker ends, and if none serves, queued jobs say why
 unsafe extern "C-unwind" fn init_failed(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
         let vm = vm(state);
         let text = text(state, 1).unwrap_or_else(|| Arc::from("init failed"));
-        let last = vm.worker.as_ref().is_some_and(crate::pool::Worker::is_last);
-        if let (true, Some(worker)) = (last, &vm.worker) {
+        let alone = vm.worker.as_ref().is_some_and(crate::pool::Worker::nobody_serves);
+        if let (true, Some(worker)) = (alone, &vm.worker) {
             let traceback = super::text(state, 2).unwrap_or_else(|| Arc::clone(&text));
             worker.pool.fail_queued("error", &text, &traceback);
         }
-        ffi::lua_pushboolean(state, c_int::from(last));
+        ffi::lua_pushboolean(state, c_int::from(alone));
         1
     }
 }

@@ -85,6 +85,8 @@ pub struct Pool {
     mourners: Mutex<Vec<(Arc<Inbox>, u64)>>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     last_one_out: Condvar,
+    /// Workers alive whose init has succeeded.
+    serving: AtomicUsize,
     created: Instant,
     started: AtomicU64,
     /// Of workers that have ended.
@@ -115,6 +117,7 @@ impl Pool {
             mourners: Mutex::new(Vec::new()),
             threads: Mutex::new(Vec::new()),
             last_one_out: Condvar::new(),
+            serving: AtomicUsize::new(0),
             created: Instant::now(),
             started: AtomicU64::new(0),
             past: Mutex::new(Totals::default()),

@@ -46,6 +46,7 @@ pub struct Worker {
     searching: std::cell::Cell<bool>,
     tick: std::cell::Cell<u32>,
     left: std::cell::Cell<bool>,
+    serving: std::cell::Cell<bool>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -64,6 +65,7 @@ impl Worker {
             searching: true.into(),
             tick: 0.into(),
             left: false.into(),
+            serving: false.into(),
         }
     }
 
@@ -226,14 +228,24 @@ impl Worker {
         stats::add(&stats.wallclock, u64::try_from(wallclock.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// Whether this is the pool's only worker alive.
-    pub fn is_last(&self) -> bool {
-        self.pool.sleep.census().0 <= 1
+    /// The pool's init has succeeded here.
+    pub fn serves(&self) {
+        if !self.serving.replace(true) {
+            self.pool.serving.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether the pool has no worker whose init has succeeded: then its jobs would wait for one in vain.
+    pub fn nobody_serves(&self) -> bool {
+        self.pool.serving.load(Ordering::Acquire) == 0
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        if self.serving.get() {
+            self.pool.serving.fetch_sub(1, Ordering::AcqRel);
+        }
         // Jobs of its own that it never began are for the others.
         while let Some(job) = self.own.pop(Rank::Ordinary).or_else(|| self.own.pop_batch()) {
             self.pool.queues.push(job);
