@@ -10,6 +10,9 @@ read_globals = { "msys", "thread" }
 
 files["lua/msys/globals.lua"].globals = { "msys", "thread" }
 
+-- Sessions wait through these in a worker.
+files["lua/msys/worker.lua"].globals = { "coroutine.resume", "coroutine.status", "coroutine.wrap" }
+
 files["spec"].std = "+busted"
 
 -- Declarations without bodies: parameters are there for their names.

@@ -1,9 +1,10 @@
---- A process that forks while it has pools: the child has pools of its own, and the parent goes on. Each case is a script in a
---- process of its own. What becomes of the single kinds of waits is in fork_waits_spec.lua.
+--- A process that forks while it has pools: the child has pools of its own, and the parent goes on. Each case is a
+--- script in a process of its own. What becomes of the single kinds of waits is in fork_waits_spec.lua.
 
 local helper = require "spec.helper"
 
---- What every script begins with. The parent waits for its child before it prints, so that the order is always the same.
+--- What every script begins with. The parent waits for its child before it prints, so that the order is always the
+--- same.
 local PRELUDE = [[
 io.stdout:setvbuf "no"
 local ffi, msys = require "ffi", require "msys"

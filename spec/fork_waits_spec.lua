@@ -1,5 +1,5 @@
---- `fork` while something waits: each kind of wait ends, or goes on, in the child; and a wait begun in the child is its own.
---- What else a child has is in fork_spec.lua. Child processes throughout: busted's own process never forks.
+--- `fork` while something waits: each kind of wait ends, or goes on, in the child; and a wait begun in the child is its
+--- own. What else a child has is in fork_spec.lua. Child processes throughout: busted's own process never forks.
 
 local helper = require "spec.helper"
 
@@ -51,8 +51,8 @@ local function held_in(pool)
 end
 ]]
 
---- Runs the script behind the prelude; fails unless it prints these lines and nothing else. Those of two processes come in
---- any order, so they are compared sorted.
+--- Runs the script behind the prelude; fails unless it prints these lines and nothing else. Those of two processes come
+--- in any order, so they are compared sorted.
 local function assert_prints(expected, script)
   local out, err, status = helper.script(PRELUDE .. script, { args = { helper.file() } })
   local lines = {}
@@ -118,7 +118,9 @@ describe("in the child of a fork,", function()
   end
 
   it("a session that waits for room in the parent's queue gets it in the child's", function()
-    assert_prints({ "child true 7", "parent true 7" }, [[
+    assert_prints(
+      { "child true 7", "parent true 7" },
+      [[
       local pool = msys.threadpool.create { name = "narrow", concurrency = 1, sessions = 1, backlog = 1 }
       msys.runInPool(pool, hold, true)
       held_in(pool)
@@ -135,11 +137,14 @@ describe("in the child of a fork,", function()
       end)
       os.remove(GATE)
       msys.run()
-    ]])
+    ]]
+    )
   end)
 
   it("a session that waits for a pool's end goes on", function()
-    assert_prints({ "child true", "parent true" }, [[
+    assert_prints(
+      { "child true", "parent true" },
+      [[
       local pool = msys.threadpool.create { name = "ending" }
       msys.runInPool(pool, hold, true)
       held_in(pool)
@@ -155,16 +160,20 @@ describe("in the child of a fork,", function()
       end)
       os.remove(GATE)
       msys.run()
-    ]])
+    ]]
+    )
   end)
 
   it("the first job submitted has its completion on the scheduler", function()
-    assert_prints({ "first 1" }, [[
+    assert_prints(
+      { "first 1" },
+      [[
       in_child(function()
         msys.runInPool("IO", function() return 1 end, function(_, value) print("first " .. value) end, SCHED)
         msys.run()
       end)
-    ]])
+    ]]
+    )
   end)
 
   local ORIGINS = {
@@ -188,7 +197,9 @@ describe("in the child of a fork,", function()
   end
 
   it("msys.run and the exit await completions also where the fork was in one", function()
-    assert_prints({ "first", "second", "at exit" }, [[
+    assert_prints(
+      { "first", "second", "at exit" },
+      [[
       local pid
       msys.runInPool("IO", function() end, function() pid = ffi.C.fork() end, SCHED)
       msys.run()
@@ -204,7 +215,8 @@ describe("in the child of a fork,", function()
       end
       msys.runInPool("IO", slow, function() print "at exit" end, SCHED)
       leave()
-    ]])
+    ]]
+    )
   end)
 end)
 
@@ -212,7 +224,9 @@ describe("fork by io.popen and os.execute", function()
   after_each(helper.clean)
 
   it("works from jobs and from the host at the same time", function()
-    assert_prints({ "20 20" }, [[
+    assert_prints(
+      { "20 20" },
+      [[
       local function run(n)
         local pipe = io.popen("echo " .. n)
         local said = pipe:read "*n"
@@ -231,6 +245,7 @@ describe("fork by io.popen and os.execute", function()
       end
       msys.run()
       print(host .. " " .. jobs)
-    ]])
+    ]]
+    )
   end)
 end)

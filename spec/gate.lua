@@ -13,8 +13,8 @@ int close(int fd);
 intptr_t write(int fd, const void *buffer, size_t count);
 ]]
 
---- Runs `fn(pool, hold, open)`: a job that calls `hold` blocks its worker's thread, until `open(n)` lets n of them go, or `open()`
---- all. It is open when the pool is shut down, also after a failure.
+--- Runs `fn(pool, hold, open)`: a job that calls `hold` blocks its worker's thread, until `open(n)` lets n of them go,
+--- or `open()` all. It is open when the pool is shut down, also after a failure.
 function gate.holding(options, fn)
   local fds = ffi.new "int[2]"
   assert.equal(0, ffi.C.pipe(fds))
@@ -34,14 +34,10 @@ function gate.holding(options, fn)
   local ok, err = pcall(helper.with_pool, options, function(pool)
     local fine, err = pcall(fn, pool, hold, open)
     open()
-    if not fine then
-      error(err, 0)
-    end
+    if not fine then error(err, 0) end
   end)
   ffi.C.close(from)
-  if not ok then
-    error(err, 0)
-  end
+  if not ok then error(err, 0) end
 end
 
 --- Runs `fn(pool, rest, open)`: a job that calls `rest` sleeps, its worker free for others, until `open()`.
@@ -50,9 +46,7 @@ function gate.resting(options, fn)
   local function rest()
     while true do
       local file = io.open(path)
-      if not file then
-        return
-      end
+      if not file then return end
       file:close()
       msys.sleep(0.02)
     end
@@ -62,9 +56,7 @@ function gate.resting(options, fn)
       os.remove(path)
     end)
     os.remove(path)
-    if not ok then
-      error(err, 0)
-    end
+    if not ok then error(err, 0) end
   end)
 end
 
@@ -80,9 +72,7 @@ function gate.until_stat(pool, expected)
     end
     return true
   end)
-  if not ok then
-    error(("pool %s: in %d s, %s"):format(pool.name, helper.LIMIT, last), 2)
-  end
+  if not ok then error(("pool %s: in %d s, %s"):format(pool.name, helper.LIMIT, last), 2) end
 end
 
 --- Sends `count` jobs, and gives a list that their outcomes are appended to.
@@ -108,9 +98,7 @@ function gate.run(open, fn)
   msys.run(function()
     local ok, err = pcall(fn)
     open()
-    if not ok then
-      error(err, 0)
-    end
+    if not ok then error(err, 0) end
   end)
 end
 

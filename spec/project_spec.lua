@@ -29,15 +29,6 @@ local function rockspec()
   return fields
 end
 
-local function keys(map)
-  local list = {}
-  for key in pairs(map) do
-    list[#list + 1] = key
-  end
-  table.sort(list)
-  return list
-end
-
 --- Pieces of Lua in a document, with their lines.
 local function blocks(path)
   local found, lines, first = {}, nil, nil

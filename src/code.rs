@@ -8,10 +8,12 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use parking_lot::RwLock;
 use rustc_hash::FxHashMap;
 
-use crate::bytecode::Template;
+use crate::{
+    bytecode::Template,
+    sync::{RwLock, RwLockWriteGuard},
+};
 
 /// How many codes each generation of the table remembers. A program has hundreds; generated code may have more.
 const GENERATION: usize = 16 * 1024;
@@ -38,7 +40,7 @@ impl Code {
 /// Two generations: a code found in the old one moves to the young one; when that is full it becomes the old one.
 /// So what is in use stays, and what is not goes after at most two generations.
 #[derive(Debug, Default)]
-struct Table {
+pub struct Table {
     young: FxHashMap<u128, Arc<Code>>,
     old: FxHashMap<u128, Arc<Code>>,
 }
@@ -46,12 +48,18 @@ struct Table {
 static TABLE: OnceLock<RwLock<Table>> = OnceLock::new();
 static NEXT_ID: AtomicU32 = AtomicU32::new(1);
 
+/// Holds the table still, for a fork.
+pub(crate) fn lock() -> RwLockWriteGuard<'static, Table> {
+    TABLE.get_or_init(RwLock::default).write()
+}
+
 /// The code with these bytes, a new one if the table has none.
 pub fn intern(bytes: &[u8]) -> Arc<Code> {
     let hash = twox_hash::XxHash3_128::oneshot(bytes);
     let table = TABLE.get_or_init(RwLock::default);
-    if let Some(code) = table.read().young.get(&hash) {
-        return Arc::clone(code);
+    let known = table.read().young.get(&hash).cloned();
+    if let Some(code) = known {
+        return code;
     }
     let mut table = table.write();
     let code = match table.young.get(&hash).cloned().or_else(|| table.old.remove(&hash)) {

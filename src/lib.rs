@@ -11,8 +11,8 @@ macro_rules! without_loom {
     ($($name:ident)*) => { $(#[cfg(not(loom))] pub mod $name;)* };
 }
 
-without_loom! { luajit error bytecode code wire outcome }
 pub(crate) mod sync;
+without_loom! { luajit error bytecode code wire outcome }
 pub mod waker;
 pub mod mailbox;
 pub mod sleep;

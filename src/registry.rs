@@ -19,11 +19,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::{Mutex, MutexGuard};
-
 use crate::{
+    code,
     error::{Error, Result},
     pool::{self, Config, Pool, Worker},
+    sync::{Mutex, MutexGuard, RwLockWriteGuard},
+    waker,
 };
 
 /// The id of the pool named `CPU`.
@@ -127,10 +128,10 @@ impl Table {
 pub fn create(config: Config) -> Result<Arc<Pool>> {
     with_table(|table| {
         let name = config.name.to_lowercase();
-        if let Some(old) = table.names.get(&name).copied() {
-            if table.pools.get(old as usize).is_some_and(|pool| pool.is_running()) {
-                return Err(Error::PoolExists(config.name.to_string()));
-            }
+        if let Some(old) = table.names.get(&name).copied()
+            && table.pools.get(old as usize).is_some_and(|pool| pool.is_running())
+        {
+            return Err(Error::PoolExists(config.name.to_string()));
         }
         Ok(table.insert(config))
     })
@@ -170,12 +171,15 @@ pub fn paths(number: u32) -> Option<Arc<Paths>> {
 }
 
 thread_local! {
-    /// The lock, from just before a fork to just after, on the forking thread: in the child, its only one.
-    static HELD: RefCell<Option<MutexGuard<'static, Option<Table>>>> = const { RefCell::new(None) };
+    /// The locks, from just before a fork to just after, on the forking thread: in the child, its only one.
+    static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
 }
 
+/// The locks that a child needs whole: this table's and that of the codes.
+type Held = (MutexGuard<'static, Option<Table>>, RwLockWriteGuard<'static, code::Table>);
+
 extern "C" fn before_fork() {
-    HELD.set(Some(SHARED.lock()));
+    HELD.set(Some((SHARED.lock(), code::lock())));
 }
 
 extern "C" fn after_fork_in_parent() {
@@ -184,8 +188,9 @@ extern "C" fn after_fork_in_parent() {
 
 extern "C" fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
-    let mut shared = HELD.take();
-    if let Some(table) = shared.as_mut().and_then(|shared| shared.as_mut()) {
+    waker::begin_anew();
+    let mut held = HELD.take();
+    if let Some(table) = held.as_mut().and_then(|(shared, _)| shared.as_mut()) {
         let old = std::mem::take(&mut table.pools);
         table.pools = old.iter().map(|pool| pool.recreate()).collect();
         // The old ones' threads are gone, whatever they held locked: no destructor may look at them.

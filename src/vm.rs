@@ -74,7 +74,7 @@ pub struct Vm {
     pub functions: Functions,
     /// For a worker: its side of the pool.
     pub worker: Option<Worker>,
-    /// Modules that it has loaded, or has tried to.
+    /// Modules that it was told to load for the message at hand; if one is still not there, decoding says so.
     pub modules: RefCell<FxHashSet<Arc<str>>>,
     /// A message made for the next `create`.
     pub packed: RefCell<Option<Arc<Message>>>,
@@ -224,8 +224,8 @@ impl Vm {
         std::mem::forget(self.taken.replace(Taken::none()));
         self.scheduled.borrow_mut().clear();
         if let Ok(waker) = Waker::for_host() {
-            // The old one's descriptors are shared with the parent: closing ours leaves the parent's open.
-            *self.inbox.borrow_mut() = Inbox::new(Mailbox::new(waker));
+            // The old one was counted as awake in the parent, and is not dropped here, like all that was under way.
+            std::mem::forget(self.inbox.replace(Inbox::new(Mailbox::new(waker))));
         }
         true
     }

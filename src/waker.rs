@@ -33,6 +33,12 @@ pub const SPINS: u32 = 1_000;
 #[cfg(not(loom))]
 static AWAKE: AtomicUsize = AtomicUsize::new(0);
 
+/// In a fork's child: the threads that were counted are the parent's.
+#[cfg(not(loom))]
+pub fn begin_anew() {
+    AWAKE.store(0, Ordering::Relaxed);
+}
+
 /// Whether all our threads that are awake have a core each. If not, a thread that spins keeps from running the very
 /// thread that it spins for.
 #[cfg(not(loom))]

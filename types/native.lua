@@ -9,7 +9,8 @@
 ---@field pool_metatable table
 local native = {}
 
---- Sends a job; gives its id, or nil, a reason ("unknown", "shutdown", "full", "scan", "refused", "text", "lost") and its value.
+--- Sends a job; gives its id, or nil, a reason ("unknown", "shutdown", "full", "scan", "refused", "text", "lost") and
+--- its value.
 ---@param pool integer
 ---@param mode 0|1|2
 ---@param ticket integer
@@ -132,7 +133,7 @@ function native.scanned() end
 function native.fresh_names(source) end
 
 ---@param name string
-function native.module_loaded(name) end
+function native.module_tried(name) end
 
 ---@param path string
 ---@param cpath string

@@ -19,9 +19,7 @@ local msys = {
 }
 
 local function check_function(fn, name)
-  if type(fn) ~= "function" then
-    error(("%s: fn must be a function, got %s"):format(name, type(fn)), 3)
-  end
+  if type(fn) ~= "function" then error(("%s: fn must be a function, got %s"):format(name, type(fn)), 3) end
 end
 
 --- Starts a session: `fn(...)` in a coroutine that msys may suspend and resume. It begins when the scheduler next runs:
@@ -34,24 +32,18 @@ function msys.spawn(fn, ...)
 end
 
 local function run_result(ok, ...)
-  if not ok then
-    error((...), 0)
-  end
+  if not ok then error((...), 0) end
   return ...
 end
 
---- Runs until no session is left and no completion of this VM is awaited. With a function, runs that as a session too, gives
---- what it returned, and raises what it raised. Jobs sent with `true` are not waited for.
+--- Runs until no session is left and no completion of this VM is awaited. With a function, runs that as a session too,
+--- gives what it returned, and raises what it raised. Jobs sent with `true` are not waited for.
 ---@param fn? function
 ---@param ... any
 ---@return any ...
 function msys.run(fn, ...)
-  if fn ~= nil then
-    check_function(fn, "msys.run")
-  end
-  if scheduler.current() then
-    error("msys.run: called inside a session, which would wait for itself", 2)
-  end
+  if fn ~= nil then check_function(fn, "msys.run") end
+  if scheduler.current() then error("msys.run: called inside a session, which would wait for itself", 2) end
   if fn == nil then
     scheduler.run()
     return
@@ -64,6 +56,7 @@ function msys.run(fn, ...)
     pack(pcall(fn, ...))
   end, ...)
   scheduler.run()
+  ---@cast results { n: integer, [integer]: any }
   return run_result(unpack(results, 1, results.n))
 end
 
@@ -73,7 +66,7 @@ end
 function msys.sleep(seconds)
   if type(seconds) ~= "number" then
     error("msys.sleep: seconds must be a number, got " .. type(seconds), 2)
-  elseif not (seconds >= 0) then
+  elseif not (seconds >= 0) then -- luacheck: ignore 581 (NaN is refused too)
     error("msys.sleep: seconds must not be negative, got " .. seconds, 2)
   end
   scheduler.sleep(seconds)
@@ -101,20 +94,21 @@ end
 ---@return integer
 function msys.fd()
   local fd, text = scheduler.fd()
-  if not fd then
-    error("msys.fd: " .. tostring(text), 2)
-  end
+  if not fd then error("msys.fd: " .. tostring(text), 2) end
   return fd
 end
 
 --- Prints a failure that nobody waits for.
 local function print_error(err, info)
-  local of = info.job and (" in job %d%s of pool %s"):format(info.job, info.name and (" %q"):format(info.name) or "", info.pool)
+  local of = info.job
+      and (" in job %d%s of pool %s"):format(
+        info.job,
+        info.name and (" %q"):format(info.name) or "",
+        info.pool
+      )
     or ""
   local text = info.traceback or ""
-  if type(err) ~= "string" then
-    text = scheduler.text_of(err) .. text
-  end
+  if type(err) ~= "string" then text = scheduler.text_of(err) .. text end
   io.stderr:write(("msys: error%s: %s\n"):format(of, text))
 end
 
@@ -135,10 +129,9 @@ if not native.is_worker then
   --- session. nil: back to printing it to stderr. Gives the handler that it replaces.
   ---@param fn? fun(err: any, info: table)
   ---@return fun(err: any, info: table)
+  ---@diagnostic disable-next-line: duplicate-set-field
   function msys.onError(fn)
-    if fn ~= nil then
-      check_function(fn, "msys.onError")
-    end
+    if fn ~= nil then check_function(fn, "msys.onError") end
     local old = handler
     handler = fn or print_error
     return old
@@ -157,6 +150,7 @@ if not native.is_worker then
   end
 else
   --- A worker has no handler of its own: its failures go to the host's.
+  ---@diagnostic disable-next-line: duplicate-set-field
   function msys.onError()
     error("msys.onError: only the host has a handler; failures in workers are reported there", 2)
   end
@@ -164,8 +158,6 @@ end
 
 return setmetatable(msys, {
   __index = function(_, key)
-    if key == "_TLS" then
-      return scheduler.tls()
-    end
+    if key == "_TLS" then return scheduler.tls() end
   end,
 })

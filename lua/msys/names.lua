@@ -7,7 +7,8 @@ local native = require "msys.native"
 local names = {}
 
 --- What every VM has from the start. A Lua function that a script put into one of these tables is the script's own.
-local LIBRARIES = { "string", "table", "math", "io", "os", "coroutine", "debug", "package", "bit", "jit", "jit.opt" }
+local LIBRARIES =
+  { "string", "table", "math", "io", "os", "coroutine", "debug", "package", "bit", "jit", "jit.opt" }
 local builtin = {}
 for _, name in ipairs(LIBRARIES) do
   builtin[name] = true
@@ -59,12 +60,13 @@ local function learn(object, module, field, everywhere)
 end
 
 local function is_c(value)
-  return debug.getinfo(value, "S").what == "C"
+  return (debug.getinfo(value, "S") --[[@as debuglib.DebugInfo]]).what == "C"
 end
 
 local function is_findable(name)
   if findable[name] == nil then
-    findable[name] = package.searchpath(name, package.path) ~= nil or package.searchpath(name, package.cpath) ~= nil
+    findable[name] = package.searchpath(name, package.path) ~= nil
+      or package.searchpath(name, package.cpath) ~= nil
       -- A submodule of a C library is opened by the library of its first part.
       or package.searchpath(name:match "^[^.]+", package.cpath) ~= nil
   end
@@ -95,9 +97,7 @@ function names.scan()
   named = {}
   local modules = {}
   for name in next, package.loaded do
-    if type(name) == "string" and name ~= "_G" then
-      modules[#modules + 1] = name
-    end
+    if type(name) == "string" and name ~= "_G" then modules[#modules + 1] = name end
   end
   -- The last name learnt counts. Of two names for one module that is the alphabetically first, and a library's own.
   table.sort(modules, function(a, b)
@@ -107,8 +107,13 @@ function names.scan()
     learn_module(name, package.loaded[name])
   end
   for _, name in ipairs(LIBRARIES) do
-    if package.loaded[name] then
-      learn_module(name, package.loaded[name])
+    if package.loaded[name] then learn_module(name, package.loaded[name]) end
+  end
+  for name in pairs(BUNDLED) do
+    local library, field = name:match "^(%l+)%.(%l+)$"
+    local value = package.loaded[name] or library == "table" and table[field]
+    if type(value) == "function" and is_c(value) then
+      learn(value, name, "", false)
     end
   end
   local globals = package.loaded._G
@@ -119,9 +124,7 @@ function names.scan()
   end
   learn(globals, "_G", "", true)
   local msys = package.loaded.msys
-  if type(msys) == "table" and msys._OSTLS then
-    learn(msys._OSTLS, "msys", "_OSTLS", true)
-  end
+  if type(msys) == "table" and msys._OSTLS then learn(msys._OSTLS, "msys", "_OSTLS", true) end
   for _, name in ipairs(names.also) do
     learn(name[1], name[2], name[3], true)
   end

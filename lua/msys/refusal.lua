@@ -11,7 +11,7 @@ local refusal = {}
 ---@field tail string  for example ` of function at app.lua:12`
 
 local function where(fn)
-  local info = debug.getinfo(fn, "S")
+  local info = debug.getinfo(fn, "S") --[[@as debuglib.DebugInfo]]
   return ("function at %s:%d"):format(info.short_src, info.linedefined)
 end
 
@@ -34,12 +34,14 @@ function refusal.kind_of(value)
   if kind == "thread" then
     return "coroutine"
   elseif kind == "function" then
-    return debug.getinfo(value, "S").what == "C" and "C function found in no module" or "function"
+    local info = debug.getinfo(value, "S") --[[@as debuglib.DebugInfo]]
+    return info.what == "C" and "C function found in no module" or "function"
   elseif kind == "cdata" then
     return ("cdata '%s'"):format(tostring(require("ffi").typeof(value)):match "^ctype<(.*)>$")
   elseif kind == "userdata" then
     local meta = debug.getmetatable(value)
     local name = type(meta) == "table" and rawget(meta, "__name")
+    ---@cast value any
     if type(name) == "string" then
       return ("userdata '%s'"):format(name)
     elseif io.type(value) then
@@ -61,24 +63,17 @@ local function parts(node)
       add(field, node.name .. key_name(key), node.tail)
     end
     local meta = debug.getmetatable(value)
-    if meta then
-      add(meta, "the metatable of " .. node.name, node.tail)
-    end
+    if meta then add(meta, "the metatable of " .. node.name, node.tail) end
   elseif type(value) == "function" then
     local tail = " of " .. where(value)
     -- The closure itself is known by its place; a function on the way to it needs its own.
-    if node.name ~= "the closure" then
-      tail = tail .. ", " .. node.name .. node.tail
-    end
+    if node.name ~= "the closure" then tail = tail .. ", " .. node.name .. node.tail end
+    ---@diagnostic disable-next-line: access-invisible -- LuaJIT has it
     local env = debug.getfenv(value)
-    if env ~= package.loaded._G then
-      add(env, "the environment", tail)
-    end
+    if env ~= package.loaded._G then add(env, "the environment", tail) end
     for place = 1, 255 do
       local name, upvalue = debug.getupvalue(value, place)
-      if not name then
-        break
-      end
+      if not name then break end
       add(upvalue, ("upvalue '%s'"):format(name ~= "" and name or place), tail)
     end
   end
@@ -96,7 +91,7 @@ function refusal.explain(roots, refused)
   end
   local first, last = 1, #roots
   while first <= last do
-    local node = queue[first]
+    local node = queue[first] --[[@as msys.refusal.Node]]
     queue[first] = nil
     first = first + 1
     if rawequal(node.value, refused) then

@@ -1,9 +1,9 @@
---- Sessions, and the loop that runs them. One for each VM: the host's and a worker's differ only in that a worker's `next`
---- also gives jobs. Policy is here; queues and waiting are in Rust (`src/vm.rs`).
+--- Sessions, and the loop that runs them. One for each VM: the host's and a worker's differ only in that a worker's
+--- `next` also gives jobs. Policy is here; queues and waiting are in Rust (`src/vm.rs`).
 ---
---- A **ticket** is a small number for something awaited, used again when that has come. Whoever waits for it stands in `waiting`: a session, which is resumed
---- with the values; a completion, which is run with them; or a pump, that is a wait that cannot suspend and so runs the
---- loop itself until its values have arrived.
+--- A **ticket** is a small number for something awaited, used again when that has come. Whoever waits for it stands in
+--- `waiting`: a session, which is resumed with the values; a completion, which is run with them; or a pump, that is a
+--- wait that cannot suspend and so runs the loop itself until its values have arrived.
 
 local native = require "msys.native"
 
@@ -13,8 +13,8 @@ local co_running, isyieldable = coroutine.running, coroutine.isyieldable
 local select, unpack, type, xpcall, traceback = select, unpack, type, xpcall, debug.traceback
 local next_event = native.next
 
--- The loop calls C functions and resumes coroutines, which are not compiled; and after a signal the interpreter has to be
--- the one to go on, since only it looks for the hook with which the host says "interrupted!".
+-- The loop calls C functions and resumes coroutines, which are not compiled; and after a signal the interpreter has to
+-- be the one to go on, since only it looks for the hook with which the host says "interrupted!".
 jit.off(true, true)
 
 local scheduler = {}
@@ -41,9 +41,11 @@ local POLL_MOST = 1000
 
 ---@type msys.Session?
 local current
+---@type table<integer, any>, table<integer, table?>
 local waiting, arrived = {}, {}
 --- Tickets of timers, which a fork's child still has.
 local timed = {}
+---@type integer, integer[], integer
 local tickets, spare_ticket, spare_tickets = 0, {}, 0
 local ready, first, last = {}, 1, 0
 local spare = {}
@@ -54,9 +56,11 @@ local watched, polling = false, false
 --- Sessions spawned and not ended; completions awaited or running.
 local sessions, completions = 0, 0
 --- Where `_TLS` is a global: there, and what it is outside of sessions.
+---@type table?, table
 local tls_home, main_tls = nil, {}
 
 --- What a worker adds: `start_job(slot)` and `report(err, info)`. A host reports to its handler.
+---@type fun(slot: integer, new_paths: boolean), fun(err: any, info: table)
 local start_job, report
 
 --- A failure inside a session, with the traceback of where it was raised.
@@ -116,9 +120,7 @@ end
 
 ---@return table
 function scheduler.tls()
-  if not current then
-    return main_tls
-  end
+  if not current then return main_tls end
   current.tls = current.tls or {}
   return current.tls
 end
@@ -137,7 +139,7 @@ end
 ---@return integer
 function scheduler.new_ticket()
   if spare_tickets > 0 then
-    local ticket = spare_ticket[spare_tickets]
+    local ticket = spare_ticket[spare_tickets] --[[@as integer]]
     spare_tickets = spare_tickets - 1
     return ticket
   end
@@ -156,16 +158,12 @@ scheduler.release = release
 local function push_ready(session)
   last = last + 1
   ready[last] = session
-  if watched and not polling then
-    native.watch(true)
-  end
+  if watched and not polling then native.watch(true) end
 end
 
 --- After a wait of plain code, which may have taken events from the foreign loop's descriptor.
 local function left_over()
-  if watched then
-    native.watch(first <= last)
-  end
+  if watched then native.watch(first <= last) end
 end
 
 --- The descriptor for a foreign loop.
@@ -189,17 +187,13 @@ local function resumed(session, previous, ok, tag)
       session.counted = nil
       sessions = sessions - 1
     end
-    if #spare < SPARE then
-      spare[#spare + 1] = session
-    end
+    if #spare < SPARE then spare[#spare + 1] = session end
   elseif ok then
     -- YIELD; and a plain coroutine.yield of the user's is one too.
     push_ready(session)
   else
     -- Sessions protect what they run, so this is a failure of the scheduler's own, or of memory.
-    if session.counted then
-      sessions = sessions - 1
-    end
+    if session.counted then sessions = sessions - 1 end
     report(scheduler.explain(tag))
   end
 end
@@ -212,6 +206,7 @@ local function resume(session, ...)
 end
 
 --- The body of every session's coroutine, which serves one after the other.
+---@async
 local function body(run, ...)
   run(...)
   return body(co_yield(DONE))
@@ -229,15 +224,14 @@ local function take_session()
 end
 
 --- Runs `run(...)` as a new session, now.
+---@param run async fun(...: any)
 function scheduler.start(run, ...)
   return resume(take_session(), run, ...)
 end
 
 local function run_spawned(fn, ...)
   local ok, fail = xpcall(fn, failure, ...)
-  if not ok then
-    report(scheduler.explain(fail))
-  end
+  if not ok then report(scheduler.explain(fail)) end
 end
 
 --- Starts a session when the loop next runs.
@@ -255,9 +249,7 @@ local function run_completion(ticket, fn, ...)
   completions = completions - 1
   native.settle(ticket)
   release(ticket)
-  if not ok then
-    report(scheduler.explain(fail))
-  end
+  if not ok then report(scheduler.explain(fail)) end
 end
 
 --- Runs `fn` with the outcome of `ticket`.
@@ -290,9 +282,7 @@ local function run_ready()
   local count = last - first + 1
   for done = 0, count - 1 do
     -- A session that pumps runs this loop too, further down the stack, and may have left nothing.
-    if first > last then
-      return done
-    end
+    if first > last then return done end
     local session = ready[first]
     ready[first] = nil
     first = first + 1
@@ -347,10 +337,8 @@ local function handle(kind, ...)
   elseif kind == REQUIRE then
     local name = ...
     -- If it fails, decoding the event fails, and says which module is not there.
-    if not pcall(require, name) then
-      package.loaded[name] = nil
-    end
-    native.module_loaded(name)
+    if not pcall(require, name) then package.loaded[name] = nil end
+    native.module_tried(name)
   elseif kind == LOST then
     lose_everything()
   elseif kind == END then
@@ -359,6 +347,7 @@ local function handle(kind, ...)
   return true
 end
 
+---@type fun(ticket: integer): any...
 local pump
 
 local function pumped(ticket, kind, number, ...)
@@ -366,17 +355,13 @@ local function pumped(ticket, kind, number, ...)
     release(ticket)
     return ...
   end
-  if not handle(kind, number, ...) then
-    error("msys: the pool ends while this job waits", 0)
-  end
+  if not handle(kind, number, ...) then error("msys: the pool ends while this job waits", 0) end
   return pump(ticket)
 end
 
 --- Waits without suspending: runs the loop until the ticket's values are here.
 function pump(ticket)
-  if first <= last and not arrived[ticket] then
-    run_ready()
-  end
+  if first <= last and not arrived[ticket] then run_ready() end
   local values = arrived[ticket]
   if values then
     arrived[ticket] = nil
@@ -387,8 +372,8 @@ function pump(ticket)
   return pumped(ticket, next_event(first > last, pumps > native.max_pumps / 2))
 end
 
---- Whether the running code can suspend its session. In a host, a coroutine that the user made cannot: its resumer would
---- take our yield for the user's. In a worker, `coroutine.resume` is ours.
+--- Whether the running code can suspend its session. In a host, a coroutine that the user made cannot: its resumer
+--- would take our yield for the user's. In a worker, `coroutine.resume` is ours.
 local function can_suspend()
   return current ~= nil and isyieldable() and (native.is_worker or co_running() == current.co)
 end
@@ -476,9 +461,7 @@ end
 function scheduler.run_while(unfinished)
   while unfinished() do
     run_ready()
-    if unfinished() and not handle(next_event(first > last)) then
-      return false
-    end
+    if unfinished() and not handle(next_event(first > last)) then return false end
   end
   return true
 end
@@ -503,13 +486,13 @@ local SILENCE = 2
 
 --- Finishes the asynchronous jobs that were accepted; for the end of a host. An interrupt has ended that wait already.
 function scheduler.drain()
-  if native.is_interrupted() then
-    return
-  end
+  if native.is_interrupted() then return end
   if native.pending() > 0 then
     scheduler.start(function()
       scheduler.sleep(SILENCE)
-      io.stderr:write(("msys: the exit waits for %d asynchronous jobs; Ctrl-C ends it\n"):format(native.pending()))
+      io.stderr:write(
+        ("msys: the exit waits for %d asynchronous jobs; Ctrl-C ends it\n"):format(native.pending())
+      )
     end)
   end
   scheduler.run_while(function()
@@ -524,28 +507,24 @@ end
 ---@param on_report fun(err: any, info: table)
 ---@param on_job? fun(slot: integer, new_paths: boolean)
 function scheduler.setup(on_report, on_job)
-  report, start_job = on_report, on_job
+  report, start_job = on_report, on_job --[[@as fun(slot: integer, new_paths: boolean)]]
 end
 
 --- Coroutines of the user's that wait inside msys, and so are not suspended for anybody else.
 local held = setmetatable({}, { __mode = "k" })
 
+---@type fun(co: thread, ...: any): any...
 local resumed_inside
 
 --- For a worker's `coroutine.resume`: passes a session's wait through a coroutine that the user made.
 local function pass(co, ok, tag, ...)
-  if tag ~= WAIT and tag ~= YIELD then
-    return ok, tag, ...
-  end
+  if tag ~= WAIT and tag ~= YIELD then return ok, tag, ... end
   local ticket = ...
   held[co] = true
-  if isyieldable() then
-    return resumed_inside(co, co_yield(tag, ticket))
-  end
+  ---@diagnostic disable-next-line: await-in-sync -- as the `coroutine.resume` that it stands for
+  if isyieldable() then return resumed_inside(co, co_yield(tag, ticket)) end
   -- A C function stands between the coroutine and its session: the wait goes on here.
-  if tag == YIELD then
-    return resumed_inside(co, yield_in_place())
-  end
+  if tag == YIELD then return resumed_inside(co, yield_in_place()) end
   waiting[ticket] = PUMP
   return resumed_inside(co, deep_pump(ticket))
 end

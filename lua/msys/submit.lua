@@ -13,6 +13,8 @@ local native_submit = native.submit
 
 jit.off(true, true)
 
+---@class msys.submit
+---@field report fun(err: any, info: table)  set by a host's `msys`
 local submit = {}
 
 -- Modes and flags, as in src/host/jobs.rs.
@@ -22,6 +24,7 @@ local QUIET, SCANNED = 1, 2
 local SCHED = core.ECTP_COMPLETE_CALLBACK_SCHED
 
 --- Options that later versions give a meaning; until then they are refused, and not ignored.
+---@type table<any, boolean?>
 local NOT_YET = { timeout = true, cancel = true }
 --- As many as a call can surely pass.
 local MOST_ARGS = 7000
@@ -38,9 +41,7 @@ local OPTION_TYPES = {
 --- The value that cannot cross, in words.
 local function refused(value, closure, completion, ...)
   local roots = { { name = "the closure", value = closure } }
-  if completion ~= nil then
-    roots[#roots + 1] = { name = "the completion", value = completion }
-  end
+  if completion ~= nil then roots[#roots + 1] = { name = "the completion", value = completion } end
   for place = 1, select("#", ...) do
     roots[#roots + 1] = { name = "argument " .. place, value = (select(place, ...)) }
   end
@@ -84,7 +85,10 @@ local function check_options(options)
     if NOT_YET[key] then
       return nil, ("option '%s' is not available yet"):format(key)
     elseif not OPTION_TYPES[key] then
-      return nil, ("unknown option '%s', expected one of args, async, completion, in_place, mode, name"):format(tostring(key))
+      return nil,
+        ("unknown option '%s', expected one of args, async, completion, in_place, mode, name"):format(
+          tostring(key)
+        )
     elseif type(value) ~= OPTION_TYPES[key] then
       return nil, ("option '%s' must be a %s, got %s"):format(key, OPTION_TYPES[key], type(value))
     end
@@ -107,8 +111,7 @@ end
 
 --- Runs a job as `options` say, with the arguments behind.
 ---@async
-local run
-function run(given, pool, closure, async, completion, mode, name, ...)
+local function run(given, pool, closure, async, completion, mode, name, ...)
   threadpool.follow_paths()
   local ticket = new_ticket()
   local how, in_pool = SYNC, nil
@@ -132,9 +135,7 @@ function run(given, pool, closure, async, completion, mode, name, ...)
     return nil
   end
   scheduler.release(ticket)
-  if reason ~= "shutdown" then
-    return text
-  end
+  if reason ~= "shutdown" then return text end
   -- The name may be another pool's by now.
   local successor = threadpool.resolve(given)
   if successor and successor ~= pool then
@@ -162,9 +163,9 @@ end
 
 --- Runs a closure in a pool. Closure, upvalues and arguments are copied when the call is made.
 ---
---- `third` is nil or false: waits, and gives `true, results...` or `false, err, info`. `true`: does not wait. A function:
---- does not wait, and calls it with the outcome, in the pool, or with `mode` `ECTP_COMPLETE_CALLBACK_SCHED` on this VM's
---- scheduler. A table: options.
+--- `third` is nil or false: waits, and gives `true, results...` or `false, err, info`. `true`: does not wait. A
+--- function: does not wait, and calls it with the outcome, in the pool, or with `mode` `ECTP_COMPLETE_CALLBACK_SCHED`
+--- on this VM's scheduler. A table: options.
 ---@async
 ---@param pool string|integer|msys.Pool
 ---@param closure function
@@ -174,9 +175,7 @@ end
 ---@return any ...
 function submit.runInPool(pool, closure, third, mode)
   local id = threadpool.ids[pool] or threadpool.resolve(pool)
-  if not id then
-    error("msys.runInPool: " .. threadpool.unknown(pool), 2)
-  end
+  if not id then error("msys.runInPool: " .. threadpool.unknown(pool), 2) end
   if type(closure) ~= "function" then
     error("msys.runInPool: closure must be a Lua function, got " .. type(closure), 2)
   end
@@ -189,17 +188,25 @@ function submit.runInPool(pool, closure, third, mode)
     return checked(run(pool, id, closure, true, third, mode))
   elseif kind ~= "table" then
     error(
-      "msys.runInPool: the third argument must be nil, a boolean, a completion function or an options table, got " .. kind,
+      "msys.runInPool: the third argument must be nil, a boolean, a completion function or an options table, got "
+        .. kind,
       2
     )
   end
   local fine, text = check_options(third)
-  if not fine then
-    error("msys.runInPool: " .. text, 2)
-  end
+  if not fine then error("msys.runInPool: " .. text, 2) end
   local args = third.args or {}
   return checked(
-    run(pool, id, closure, third.async, third.completion, third.mode, third.name, unpack(args, 1, args.n or #args))
+    run(
+      pool,
+      id,
+      closure,
+      third.async,
+      third.completion,
+      third.mode,
+      third.name,
+      unpack(args, 1, args.n or #args)
+    )
   )
 end
 

@@ -43,9 +43,7 @@ function threadpool.resolve(given)
   elseif kind == "string" or kind == "number" then
     id = native.find(given)
   end
-  if id then
-    threadpool.ids[given] = id
-  end
+  if id then threadpool.ids[given] = id end
   return id
 end
 
@@ -53,9 +51,7 @@ end
 ---@param id integer
 function threadpool.forget(id)
   for given, known in pairs(threadpool.ids) do
-    if known == id then
-      threadpool.ids[given] = nil
-    end
+    if known == id then threadpool.ids[given] = nil end
   end
 end
 
@@ -128,28 +124,24 @@ function threadpool.create(options)
     error("msys.threadpool.create: options must be a table, got " .. type(options), 2)
   end
   threadpool.follow_paths()
+  ---@type table<string, any>
   local plain = {}
+  ---@cast options table<any, any>
   for key, value in pairs(options) do
     if key == "memory_limit" or key == "interruptible" then
       error(("msys.threadpool.create: option '%s' is not available yet"):format(key), 2)
     end
     local text = wrong_type(key, value)
-    if text then
-      error("msys.threadpool.create: " .. text, 2)
-    end
+    if text then error("msys.threadpool.create: " .. text, 2) end
     plain[key] = value
   end
   if plain.init then
     local text = pack(plain.init, false)
-    if text then
-      error("msys.threadpool.create: " .. text, 2)
-    end
+    if text then error("msys.threadpool.create: " .. text, 2) end
     plain.init = nil
   end
   local id, text = native.create(plain)
-  if not id then
-    error("msys.threadpool.create: " .. text, 2)
-  end
+  if not id then error("msys.threadpool.create: " .. text, 2) end
   return native.handle(id)
 end
 
@@ -161,9 +153,7 @@ function threadpool.find(given)
     given = native.handle(given) or error("msys.threadpool.find: not a pool", 2)
   end
   local id, name = native.find(given)
-  if type(given) == "string" then
-    return id
-  end
+  if type(given) == "string" then return id end
   return name
 end
 
@@ -183,9 +173,7 @@ end
 
 local function id_of(pool, method)
   local id = type(pool) == "userdata" and native.handle(pool)
-  if not id then
-    error(("msys pool:%s: not a pool (call it with a colon)"):format(method), 3)
-  end
+  if not id then error(("msys pool:%s: not a pool (call it with a colon)"):format(method), 3) end
   return id
 end
 
@@ -197,13 +185,11 @@ function Pool:resize(concurrency)
     error("msys pool:resize: concurrency must be a number, got " .. type(concurrency), 2)
   end
   local ok, text = native.resize(id, concurrency)
-  if not ok then
-    error("msys pool:resize: " .. text, 2)
-  end
+  if not ok then error("msys pool:resize: " .. text, 2) end
 end
 
---- Ends the pool: refuses new jobs, finishes the queued ones (or drops them, with `drop`), and returns when its workers have
---- ended. A job that is itself awaited by the pool's end does not wait. Calling it twice is fine.
+--- Ends the pool: refuses new jobs, finishes the queued ones (or drops them, with `drop`), and returns when its workers
+--- have ended. A job that is itself awaited by the pool's end does not wait. Calling it twice is fine.
 ---@async
 ---@param options? { drop?: boolean }
 ---@return boolean
@@ -234,7 +220,7 @@ end
 --- Counts and averages: `msys.threadpool.stat` of this pool.
 ---@return msys.Stat
 function Pool:stat()
-  return native.stat(id_of(self, "stat"))
+  return native.stat(id_of(self, "stat")) --[[@as msys.Stat]]
 end
 
 local meta = native.pool_metatable

@@ -1,14 +1,16 @@
---- What a worker VM adds to the scheduler: its globals, its jobs, and `coroutine` functions through which sessions can wait.
+--- What a worker VM adds to the scheduler: its globals, its jobs, and `coroutine` functions through which sessions can
+--- wait.
 ---
 --- `src/worker.rs` requires this in each new worker VM, and calls `serve`.
 
+---@type msys
 local msys = require "msys"
 local names = require "msys.names"
 local native = require "msys.native"
 local refusal = require "msys.refusal"
 local scheduler = require "msys.scheduler"
 
-local error, select, setmetatable, type, xpcall = error, select, setmetatable, type, xpcall
+local error, select, type, xpcall = error, select, type, xpcall
 local native_open, native_finish = native.open, native.finish
 local current, failure = scheduler.current, scheduler.failure
 
@@ -25,7 +27,7 @@ local function load_module(name)
     local text = scheduler.text_of(err)
     error(("msys.runInPool: module '%s' cannot be loaded in the worker: %s"):format(name, text), 0)
   end
-  native.module_loaded(name)
+  native.module_tried(name)
 end
 
 --- Calls a job's closure, as decoded from its message.
@@ -96,9 +98,7 @@ end
 
 local function complete(slot, completion, ...)
   local ok, fail = xpcall(completion, failure, ...)
-  if not ok then
-    report(scheduler.explain(fail, about(slot)))
-  end
+  if not ok then report(scheduler.explain(fail, about(slot))) end
 end
 
 --- Ends a job with what its closure gave.
@@ -122,7 +122,7 @@ local function ended(session, slot, ok, ...)
 end
 
 local function run_job(slot)
-  local session = current()
+  local session = current() --[[@as msys.Session]]
   session.slot = slot
   return ended(session, slot, xpcall(open, failure, session, slot))
 end
@@ -170,6 +170,7 @@ local function open_init()
     load_module(init)
     return open_init()
   end
+  ---@cast init function
   init()
 end
 

@@ -104,6 +104,9 @@ unsafe fn decode_onto(state: *mut lua_State, vm: &Vm, message: &Message) -> Resu
         decode::decode(state, inner, &vm.functions, push_pool, message, &mut scratch.decode)
     };
     vm.return_scratch(scratch);
+    if !message.modules.is_empty() {
+        vm.modules.borrow_mut().clear();
+    }
     result
 }
 
@@ -239,13 +242,33 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
     }
 }
 
-/// The first module of a message that the VM has not loaded yet.
-fn missing_module(vm: &Vm, message: &Message) -> Option<Arc<str>> {
-    if message.modules.is_empty() {
-        return None;
+/// The first module of a message that the VM has not loaded, and has not just tried to in vain.
+///
+/// # Safety
+/// In a C function of ours.
+unsafe fn missing_module(state: *mut lua_State, vm: &Vm, message: &Message) -> Option<Arc<str>> {
+    let tried = vm.modules.borrow();
+    message.modules.iter().find(|module| {
+        // SAFETY: the caller's promise.
+        !tried.contains(*module) && unsafe { !is_loaded(state, module) }
+    }).cloned()
+}
+
+/// Whether `package.loaded` has the module, and not LuaJIT's mark of one that is being loaded.
+///
+/// # Safety
+/// In a C function of ours.
+unsafe fn is_loaded(state: *mut lua_State, module: &str) -> bool {
+    // SAFETY: three pushes, which are taken off again.
+    unsafe {
+        let top = ffi::lua_gettop(state);
+        ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
+        push_bytes(state, module.as_bytes());
+        ffi::lua_rawget_(state, top + 1);
+        let kind = ffi::lua_type(state, -1);
+        ffi::lua_settop(state, top);
+        kind == ffi::LUA_TTABLE || kind == ffi::LUA_TFUNCTION || kind == ffi::LUA_TUSERDATA
     }
-    let loaded = vm.modules.borrow();
-    message.modules.iter().find(|module| !loaded.contains(*module)).cloned()
 }
 
 /// Gives an outcome or a report.
@@ -255,7 +278,7 @@ fn missing_module(vm: &Vm, message: &Message) -> Option<Arc<str>> {
 unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job) -> c_int {
     // SAFETY: as `next`.
     unsafe {
-        if let Some(module) = missing_module(vm, &job.value.message) {
+        if let Some(module) = missing_module(state, vm, &job.value.message) {
             vm.hold(job);
             ffi::lua_pushnumber(state, kind::REQUIRE);
             push_bytes(state, module.as_bytes());
@@ -296,7 +319,7 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         };
         // The session's coroutine may have served a job that set the environment of its thread.
         vm.functions.reset_environment(state);
-        if let Some(module) = missing_module(vm, &running.job.value.message) {
+        if let Some(module) = missing_module(state, vm, &running.job.value.message) {
             vm.put_running(slot, running);
             push_bytes(state, module.as_bytes());
             return 1;
@@ -480,7 +503,7 @@ unsafe extern "C-unwind" fn open_init(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         vm.set_initializing(true);
         let Some(message) = vm.packed.borrow().clone() else { return 0 };
-        if let Some(module) = missing_module(vm, &message) {
+        if let Some(module) = missing_module(state, vm, &message) {
             push_bytes(state, module.as_bytes());
             return 1;
         }

@@ -14,7 +14,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"forget_names", forget_names),
     (c"scanned", scanned),
     (c"fresh_names", fresh_names),
-    (c"module_loaded", module_loaded),
+    (c"module_tried", module_tried),
     (c"set_paths", set_paths),
     (c"paths_of", paths_of),
 ];
@@ -68,8 +68,8 @@ unsafe extern "C-unwind" fn fresh_names(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `module_loaded(name)`: the VM has it, or has tried in vain.
-unsafe extern "C-unwind" fn module_loaded(state: *mut lua_State) -> c_int {
+/// `module_tried(name)`: do not ask for it again for the message at hand, whatever became of it.
+unsafe extern "C-unwind" fn module_tried(state: *mut lua_State) -> c_int {
     // SAFETY: as above.
     unsafe {
         let vm = vm(state);

@@ -25,8 +25,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex, RwLock};
-
 pub use config::{Config, MAX_WORKERS, Options, WhenFull, cores, whole};
 use queues::{Own, Queues, Theirs};
 pub use stats::Stat;
@@ -38,6 +36,7 @@ use crate::{
     job::{Inbox, Job, Kind, Mode, signal},
     outcome,
     sleep::{Rank, Sleep, Wake},
+    sync::{Condvar, Mutex, RwLock},
 };
 
 const RUNNING: u8 = 0;
@@ -339,7 +338,9 @@ impl Pool {
     pub fn join(&self, deadline: Instant) {
         let mut threads = self.threads.lock();
         while self.sleep.census().0 != 0 {
-            if self.last_one_out.wait_until(&mut threads, deadline).timed_out() {
+            let late;
+            (threads, late) = self.last_one_out.wait_until(threads, deadline);
+            if late {
                 threads.retain(|thread| !thread.is_finished());
                 return;
             }
