@@ -16,7 +16,7 @@ without_loom! { luajit error bytecode code wire outcome }
 pub mod waker;
 pub mod mailbox;
 pub mod sleep;
-without_loom! { timer job pool registry }
+without_loom! { gate timer job pool registry }
 without_loom! { functions encode decode vm host worker }
 
 /// The module `msys.native`, for the Lua state that requires it.

@@ -5,8 +5,8 @@
 //! **Hosts.** Any number of Lua states may load the module; they see the same pools. When the last one closes, workers
 //! end and the table is made anew for whoever comes next.
 //!
-//! **Fork.** Threads do not survive it. The handlers of `pthread_atfork` hold the table's lock over the fork, so that the
-//! child finds it whole; the child puts pools with the same ids and options in place of the old ones, which it forgets
+//! **Fork.** Threads do not survive it. The handlers of `pthread_atfork` hold the workers back from Lua (see `gate`) and the
+//! locks of this table and of the codes over the fork, so that the child finds them whole; the child puts pools with the same ids and options in place of the old ones, which it forgets
 //! (their locks may be held by threads that are no more). A VM sees by [`generation`] that it must begin anew.
 
 use std::{
@@ -22,6 +22,7 @@ use std::{
 use crate::{
     code,
     error::{Error, Result},
+    gate,
     pool::{self, Config, Pool, Worker},
     sync::{Mutex, MutexGuard, RwLockWriteGuard},
     waker,
@@ -179,16 +180,20 @@ thread_local! {
 type Held = (MutexGuard<'static, Option<Table>>, RwLockWriteGuard<'static, code::Table>);
 
 extern "C" fn before_fork() {
-    HELD.set(Some((SHARED.lock(), code::lock())));
+    let shared = SHARED.lock();
+    gate::close(|| shared.as_ref().is_some_and(|table| table.pools.iter().any(|pool| pool.has_worker_inside())));
+    HELD.set(Some((shared, code::lock())));
 }
 
 extern "C" fn after_fork_in_parent() {
     drop(HELD.take());
+    gate::open();
 }
 
 extern "C" fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     waker::begin_anew();
+    gate::open_in_child();
     let mut held = HELD.take();
     if let Some(table) = held.as_mut().and_then(|(shared, _)| shared.as_mut()) {
         let old = std::mem::take(&mut table.pools);

@@ -332,6 +332,14 @@ impl Vm {
 
     /// The next event, job or timer. With `block`, waits for one; may give nothing all the same.
     pub fn next(&self, block: bool) -> Next {
+        let Some(worker) = &self.worker else { return self.find_next(block) };
+        worker.leave_lua();
+        let next = self.find_next(block);
+        worker.enter_lua();
+        next
+    }
+
+    fn find_next(&self, block: bool) -> Next {
         self.interrupted.set(false);
         if self.is_lost() {
             return Next::Lost;

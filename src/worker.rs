@@ -34,6 +34,7 @@ const FACE: &[(&str, &str)] = &[
 pub fn run(worker: Worker) {
     let inbox = Inbox::new(Mailbox::new(Waker::for_this_thread()));
     worker.register(Arc::clone(&inbox));
+    worker.enter_lua();
     // SAFETY: no preconditions.
     let state = unsafe { ffi::luaL_newstate() };
     if state.is_null() {

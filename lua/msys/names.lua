@@ -112,9 +112,7 @@ function names.scan()
   for name in pairs(BUNDLED) do
     local library, field = name:match "^(%l+)%.(%l+)$"
     local value = package.loaded[name] or library == "table" and table[field]
-    if type(value) == "function" and is_c(value) then
-      learn(value, name, "", false)
-    end
+    if type(value) == "function" and is_c(value) then learn(value, name, "", false) end
   end
   local globals = package.loaded._G
   for name, value in next, globals do

@@ -1,5 +1,6 @@
--- Cause: a worker asks whether it is superfluous before it takes a job, and in a pool that had just been resized that question
--- also answered yes when the pool was shut down. So a worker left the queue to a new one, which did the same: threads without end.
+-- Cause: a worker asks whether it is superfluous before it takes a job, and in a pool that had just been resized that
+-- question also answered yes when the pool was shut down. So a worker left the queue to a new one, which did the same:
+-- threads without end.
 -- Cure: superfluous is only who is one too many.
 
 local helper = require "spec.helper"
@@ -9,7 +10,8 @@ describe("a pool that is resized and then shut down while jobs wait", function()
 
   for _, size in ipairs { 1, 3 } do
     it(("finishes them, with %d workers"):format(size), function()
-      local out, err, status = helper.script([[
+      local out, err, status = helper.script(
+        [[
         local msys = require "msys"
         local pool = msys.threadpool.create { name = "resized", concurrency = 1 }
         local path, size = arg[1], tonumber(arg[2])
@@ -32,7 +34,9 @@ describe("a pool that is resized and then shut down while jobs wait", function()
         msys.poll()
         os.remove(path)
         msys.run()
-      ]], { args = { helper.file(), tostring(size) } })
+      ]],
+        { args = { helper.file(), tostring(size) } }
+      )
       assert.same({ "5 done, no thread too many\n", "", 0 }, { out, err, status })
     end)
   end

@@ -33,6 +33,7 @@ pub use worker::{Load, Turn, Worker};
 
 use crate::{
     error::{Error, Result},
+    gate::Inside,
     job::{Inbox, Job, Kind, Mode, signal},
     outcome,
     sleep::{Rank, Sleep, Wake},
@@ -49,6 +50,7 @@ const STOPPING: u8 = 2;
 struct Seat {
     theirs: Theirs,
     inbox: std::sync::OnceLock<Arc<Inbox>>,
+    inside: Inside,
     stats: WorkerStats,
 }
 
@@ -194,6 +196,11 @@ impl Pool {
         }
     }
 
+    /// Whether one of its workers runs Lua.
+    pub fn has_worker_inside(&self) -> bool {
+        self.seats.read().iter().flatten().any(|seat| seat.inside.is_inside())
+    }
+
     /// Whether it accepts jobs.
     pub fn is_running(&self) -> bool {
         self.state.load(Ordering::Acquire) == RUNNING
@@ -246,6 +253,7 @@ impl Pool {
         let seat = Arc::new(Seat {
             theirs: own.theirs(),
             inbox: std::sync::OnceLock::new(),
+            inside: Inside::default(),
             stats: WorkerStats::default(),
         });
         let index = {

@@ -199,19 +199,34 @@ impl Worker {
         if state != RUNNING {
             return true;
         }
-        if self.pool.shrinking.load(Ordering::Acquire) {
-            if self.pool.sleep.leave_if_too_many() {
-                self.left.set(true);
-                return true;
-            }
-            self.pool.shrinking.store(false, Ordering::Release);
+        if self.is_superfluous() {
+            return true;
         }
         false
     }
 
-    /// Whether a smaller pool should end this worker now, though there may be jobs; it has no session.
+    /// Whether the pool has become smaller and this worker, which has no session, is one too many: then it is counted out,
+    /// and must end, though there may be jobs.
     pub fn is_superfluous(&self) -> bool {
-        self.pool.shrinking.load(Ordering::Relaxed) && self.must_end(0)
+        if !self.pool.shrinking.load(Ordering::Acquire) {
+            return false;
+        }
+        if self.pool.sleep.leave_if_too_many() {
+            self.left.set(true);
+            return true;
+        }
+        self.pool.shrinking.store(false, Ordering::Release);
+        false
+    }
+
+    /// Goes back to Lua, after a fork that may be going on.
+    pub fn enter_lua(&self) {
+        self.seat.inside.enter();
+    }
+
+    /// Has come out of Lua.
+    pub fn leave_lua(&self) {
+        self.seat.inside.leave();
     }
 
     /// A job begins here.

@@ -1,0 +1,89 @@
+//! Holds the workers back from Lua while the process forks.
+//!
+//! Called by `pool::worker` (which passes it whenever it goes back to Lua) and `registry` (around a fork).
+//!
+//! A thread that is in the middle of something at a fork leaves its locks taken in the child for ever. Ours are seen to; but
+//! while a worker runs Lua it may hold those of C libraries: LuaJIT throws to end the recording of a trace, and libgcc
+//! then holds a lock that the child's first throw waits for. So a fork first waits until no worker runs Lua:
+//!
+//! 1. *Fork*: set `FORKING`; wait until no seat says `inside`, at most for [`PATIENCE`].
+//! 2. *Worker*, before it returns to Lua: set its `inside`; if `FORKING`, clear it, wait until the fork is over, begin again.
+//! 3. *After the fork*: clear `FORKING`, wake who waits.
+//!
+//! Both flags are stored and loaded sequentially consistent: of a worker that enters and a fork that begins, one sees the
+//! other. A worker with a long job outlasts the patience; then the fork goes ahead, with the risk that every program with
+//! threads has.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use crate::sync::{Condvar, Mutex};
+
+/// The longest that a fork waits for workers to come out of Lua.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+static FORKING: AtomicBool = AtomicBool::new(false);
+static OVER: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
+
+/// Whether a worker runs Lua.
+#[derive(Debug, Default)]
+pub(crate) struct Inside(AtomicBool);
+
+impl Inside {
+    /// Step 2.
+    #[inline]
+    pub(crate) fn enter(&self) {
+        self.0.store(true, Ordering::SeqCst);
+        while FORKING.load(Ordering::SeqCst) {
+            self.leave();
+            wait_until_over();
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// The worker has come out of Lua.
+    #[inline]
+    pub(crate) fn leave(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+
+    /// For the fork.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+#[cold]
+fn wait_until_over() {
+    let (lock, over) = &OVER;
+    let mut guard = lock.lock();
+    while FORKING.load(Ordering::SeqCst) {
+        // A bound, for the child whose parent had it set: it has no such thread, and no other wait is meant.
+        (guard, _) = over.wait_until(guard, Instant::now() + PATIENCE);
+    }
+}
+
+/// Step 1.
+pub(crate) fn close(anyone_inside: impl Fn() -> bool) {
+    FORKING.store(true, Ordering::SeqCst);
+    let deadline = Instant::now() + PATIENCE;
+    while anyone_inside() && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+}
+
+/// Step 3, in the parent.
+pub(crate) fn open() {
+    let (lock, over) = &OVER;
+    let guard = lock.lock();
+    FORKING.store(false, Ordering::SeqCst);
+    drop(guard);
+    over.notify_all();
+}
+
+/// Step 3, in the child, where nobody waits.
+pub(crate) fn open_in_child() {
+    FORKING.store(false, Ordering::SeqCst);
+}
