@@ -12,8 +12,10 @@ export MSYS_TOOLS
 # The suites measure time and use every core: one after the other, also under -j.
 .NOTPARALLEL:
 .PHONY: help setup build rock demo test test-rust test-loom test-lua test-lua-joff test-lua-shuffle test-luajit2 \
-	test-rock check setup-check check-rust check-lua check-text format clean
+	test-rock bench check setup-check check-rust check-lua check-text format clean
 
+# Runs a script with what `make build` made.
+with_build = LUA_PATH='lua/?.lua;lua/?/init.lua;;' LUA_CPATH='build/lib/?.so;;'
 say = @printf '\n== %s: %s\n' '$@'
 
 help:
@@ -65,6 +67,14 @@ test-luajit2: build ## the specs on OpenResty's LuaJIT
 test-rock: setup ## install with LuaRocks, pack a binary rock, use it where there is no Rust
 	$(say) 'a rock, made and packed'
 	scripts/test-rock.sh
+
+bench: build ## msys beside lua-luv, and the survey on one core and on all
+	$(say) 'lua-luv, for comparison, where missing'
+	@scripts/apt.sh install lua-luv || echo 'bench: without lua-luv, msys is measured alone'
+	$(say) 'jobs a second and round trips'
+	$(with_build) UV_THREADPOOL_SIZE=$$(nproc) luajit bench/luv.lua
+	$(say) 'examples/survey.lua, five times in turn'
+	$(with_build) bench/survey.sh $(DIR)
 
 check: check-rust check-lua check-text ## formatting, lints and types of everything
 

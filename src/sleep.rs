@@ -8,7 +8,7 @@
 //! sessions as they may, which take only jobs of a higher [`Rank`].
 //!
 //! **Steps.**
-//! 1. *Submit*: push the job; full fence; if `searching` is 0, [`Sleep::wake_one`].
+//! 1. *Submit*: push the job; full fence; if `searching` is 0 and there is anyone to wake or start, [`Sleep::wake_one`].
 //! 2. *Wake one*: under the lock, if `searching` is still 0: take a sleeper (or reserve a thread to start), set
 //!    `searching` to 1 on its behalf; outside the lock, signal it.
 //! 3. *Found*: a searcher that found a job leaves `searching`; if it was the last and there is more work, it wakes one:
@@ -19,8 +19,9 @@
 //! 5. *Woken*: under the lock, if still in `sleepers` (a mailbox woke us), leave it, not searching; else, searching.
 //!
 //! **No job is left while a worker sleeps.** Take a job J pushed in step 1, and the submitter's load of `searching`.
-//! If it reads 0 and finds no sleeper, then every worker that enters `sleepers` later does so after the submitter's
-//! fence, and its second look in step 4 sees J. If it reads more than 0, some worker S was searching; by the fences,
+//! If it reads 0 and finds no sleeper (under the lock, or by the count of those available, which a sleeper raises before its
+//! fence), then every worker that enters `sleepers` later does so after the submitter's fence, and its second look in
+//! step 4 sees J. One that ends instead looks at the queues after a fence of its own (`pool::worker`). If it reads more than 0, some worker S was searching; by the fences,
 //! S's leave comes after J's push in their total order. S leaves by step 4, and then its second look sees J; or by
 //! step 3, and then either it was the last, and its look at the queues sees J, or another searcher is left, for which
 //! the same holds: the last of them sees J. Whoever sees J searches or wakes. The loom models in `tests/loom.rs` check
@@ -86,6 +87,8 @@ pub struct Sleep {
     searching: AtomicUsize,
     /// Length of `sleepers.free`: a worker with waiting sessions leaves jobs to these.
     free: AtomicUsize,
+    /// How many workers a push could wake or start: with none, it need not take the lock.
+    available: AtomicUsize,
     sleepers: Mutex<Sleepers>,
 }
 
@@ -95,6 +98,7 @@ impl Sleep {
         Self {
             searching: AtomicUsize::new(0),
             free: AtomicUsize::new(0),
+            available: AtomicUsize::new(limit),
             sleepers: Mutex::new(Sleepers { limit, ..Sleepers::default() }),
         }
     }
@@ -103,7 +107,18 @@ impl Sleep {
     #[inline]
     pub fn pushed(&self, rank: Rank) -> Wake {
         fence(Ordering::SeqCst);
-        if self.searching.load(Ordering::SeqCst) == 0 { self.wake_one(rank) } else { Wake::Nobody }
+        if self.searching.load(Ordering::SeqCst) == 0 && self.available.load(Ordering::Relaxed) != 0 {
+            return self.wake_one(rank);
+        }
+        Wake::Nobody
+    }
+
+    /// Publishes what changed under the lock.
+    fn publish(&self, sleepers: &Sleepers) {
+        let Sleepers { free, waiting, full, closed, alive, limit } = sleepers;
+        self.free.store(free.len(), Ordering::Relaxed);
+        let asleep = free.len() + waiting.len() + full.len() + closed.len();
+        self.available.store(asleep + limit.saturating_sub(*alive), Ordering::Relaxed);
     }
 
     /// Step 2, for a job of this rank: only workers that may take it are woken.
@@ -113,7 +128,6 @@ impl Sleep {
             return Wake::Nobody;
         }
         let wake = if let Some(worker) = sleepers.free.pop() {
-            self.free.store(sleepers.free.len(), Ordering::Relaxed);
             Wake::Worker(worker)
         } else if sleepers.alive < sleepers.limit {
             sleepers.alive += 1;
@@ -131,6 +145,7 @@ impl Sleep {
             let Some(worker) = worker else { return Wake::Nobody };
             Wake::Worker(worker)
         };
+        self.publish(&sleepers);
         self.searching.fetch_add(1, Ordering::SeqCst);
         wake
     }
@@ -160,7 +175,7 @@ impl Sleep {
                 Class::Full => sleepers.full.push(worker),
                 Class::Closed => sleepers.closed.push(worker),
             }
-            self.free.store(sleepers.free.len(), Ordering::Relaxed);
+            self.publish(&sleepers);
         }
         self.searching.fetch_sub(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
@@ -188,7 +203,7 @@ impl Sleep {
             let place = class.iter().rposition(|other| *other == worker);
             place.map(|place| class.remove(place)).is_some()
         });
-        self.free.store(sleepers.free.len(), Ordering::Relaxed);
+        self.publish(&sleepers);
         left
     }
 
@@ -211,7 +226,9 @@ impl Sleep {
 
     /// Sets how many workers may live. The caller wakes those that are too many.
     pub fn set_limit(&self, limit: usize) {
-        self.sleepers.lock().limit = limit;
+        let mut sleepers = self.sleepers.lock();
+        sleepers.limit = limit;
+        self.publish(&sleepers);
     }
 
     /// Whether there are more workers than the limit; if so, the calling worker, which does not search, is counted out.
@@ -222,6 +239,7 @@ impl Sleep {
             return false;
         }
         sleepers.alive -= 1;
+        self.publish(&sleepers);
         true
     }
 
@@ -229,6 +247,7 @@ impl Sleep {
     pub fn ended(&self) -> usize {
         let mut sleepers = self.sleepers.lock();
         sleepers.alive -= 1;
+        self.publish(&sleepers);
         sleepers.alive
     }
 }

@@ -70,12 +70,14 @@ impl Theirs {
     /// The oldest job of an exempt rank, else half of the ordinary ones.
     pub(crate) fn steal_into(&self, own: &Own, least: Rank) -> Option<Job> {
         let mut exempt = EXEMPT.into_iter().filter(|rank| *rank >= least);
-        exempt.find_map(|rank| settle(|| self.submitted[rank as usize].steal())).or_else(|| {
+        exempt.find_map(|rank| steal(&self.submitted[rank as usize])).or_else(|| {
             if least != Rank::Ordinary {
                 return None;
             }
-            settle(|| self.batch.steal_batch_and_pop(&own.batch))
-                .or_else(|| settle(|| self.submitted[0].steal_batch_and_pop(&own.batch)))
+            let batch_of = |deque: &Stealer<Job>| {
+                if deque.is_empty() { None } else { settle(|| deque.steal_batch_and_pop(&own.batch)) }
+            };
+            batch_of(&self.batch).or_else(|| batch_of(&self.submitted[0]))
         })
     }
 }
@@ -101,16 +103,26 @@ impl Queues {
 
     /// The oldest job; a batch of those behind it moves to `own`, in order.
     pub(crate) fn steal_into(&self, own: &Own, least: Rank) -> Option<Job> {
-        let mut exempt = EXEMPT.into_iter().filter(|rank| *rank >= least);
-        exempt
-            .find_map(|rank| settle(|| self.0[rank as usize].steal()))
-            .or_else(|| if least == Rank::Ordinary { settle(|| self.0[0].steal_batch_and_pop(&own.batch)) } else { None })
+        // An injector that looks empty is not tried: a try costs a full fence. One that is filled just now is found at
+        // the next look, which the sleep protocol has behind a fence.
+        let mut exempt = EXEMPT.into_iter().filter(|rank| *rank >= least && !self.0[*rank as usize].is_empty());
+        exempt.find_map(|rank| settle(|| self.0[rank as usize].steal())).or_else(|| {
+            let ordinary = &self.0[0];
+            if least != Rank::Ordinary || ordinary.is_empty() {
+                return None;
+            }
+            settle(|| ordinary.steal_batch_and_pop(&own.batch))
+        })
     }
 
     /// The oldest job alone.
     pub(crate) fn steal(&self) -> Option<Job> {
         self.0.iter().find_map(|queue| settle(|| queue.steal()))
     }
+}
+
+fn steal(deque: &Stealer<Job>) -> Option<Job> {
+    if deque.is_empty() { None } else { settle(|| deque.steal()) }
 }
 
 /// Repeats an attempt that lost a race.
