@@ -25,20 +25,6 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"report", report),
     (c"pack", pack),
     (c"describe", describe),
-    (c"settle", settle),
-    (c"pending", pending),
-    (c"is_interrupted", is_interrupted),
-    (c"timer", timer),
-    (c"await_room", await_room),
-    (c"fd", fd),
-    (c"acknowledge", acknowledge),
-    (c"watch", watch),
-    (c"has_init", has_init),
-    (c"open_init", open_init),
-    (c"init_done", init_done),
-    (c"init_failed", init_failed),
-    (c"pool_name", pool_name),
-    (c"has_ancestor_in", has_ancestor_in),
 ];
 
 /// Kinds of what `next` gives; `lua/msys/scheduler.lua` has the same.
@@ -63,7 +49,7 @@ const OUTCOME_LIMIT: usize = 1 << 32;
 ///
 /// # Safety
 /// A valid index.
-unsafe fn slot_at(state: *mut lua_State, at: c_int) -> Option<usize> {
+pub(super) unsafe fn slot_at(state: *mut lua_State, at: c_int) -> Option<usize> {
     // SAFETY: reads a number or nothing.
     unsafe { (ffi::lua_type(state, at) == ffi::LUA_TNUMBER).then(|| ffi::lua_tonumber(state, at) as usize) }
 }
@@ -96,7 +82,7 @@ unsafe fn encode_top(
 ///
 /// # Safety
 /// In a C function of ours.
-unsafe fn decode_onto(state: *mut lua_State, vm: &Vm, message: &Message) -> Result<c_int, decode::Raised> {
+pub(super) unsafe fn decode_onto(state: *mut lua_State, vm: &Vm, message: &Message) -> Result<c_int, decode::Raised> {
     let mut scratch = vm.take_scratch();
     // SAFETY: the third upvalue is the inner function.
     let result = unsafe {
@@ -139,7 +125,7 @@ unsafe fn refused(state: *mut lua_State, refusal: Refusal, size_text: impl FnOnc
 ///
 /// # Safety
 /// In a C function of ours.
-unsafe fn failed(state: *mut lua_State, reason: &[u8], text: &str) -> c_int {
+pub(super) unsafe fn failed(state: *mut lua_State, reason: &[u8], text: &str) -> c_int {
     // SAFETY: three pushes.
     unsafe {
         ffi::lua_pushnil(state);
@@ -246,7 +232,7 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
 ///
 /// # Safety
 /// In a C function of ours.
-unsafe fn missing_module(state: *mut lua_State, vm: &Vm, message: &Message) -> Option<Arc<str>> {
+pub(super) unsafe fn missing_module(state: *mut lua_State, vm: &Vm, message: &Message) -> Option<Arc<str>> {
     let tried = vm.modules.borrow();
     message.modules.iter().find(|module| {
         // SAFETY: the caller's promise.
@@ -409,158 +395,5 @@ unsafe extern "C-unwind" fn describe(state: *mut lua_State) -> c_int {
             None => ffi::lua_pushnil(state),
         }
         3
-    }
-}
-
-/// `settle(ticket)`: the completion has ended
-unsafe extern "C-unwind" fn settle(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe { vm(state).settle(ffi::lua_tonumber(state, 1) as u64) };
-    0
-}
-
-/// `pending()` → how many asynchronous jobs of this host are still to end; of a fork's child that was never asked, none
-unsafe extern "C-unwind" fn pending(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        let vm = vm(state);
-        let pending = if vm.is_lost() { 0 } else { vm.inbox().pending() };
-        ffi::lua_pushnumber(state, pending as f64);
-        1
-    }
-}
-
-/// `is_interrupted()` → whether a signal ended the last wait
-unsafe extern "C-unwind" fn is_interrupted(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe { ffi::lua_pushboolean(state, c_int::from(vm(state).is_interrupted())) };
-    1
-}
-
-/// `timer(seconds, ticket)`
-unsafe extern "C-unwind" fn timer(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe { vm(state).set_timer(ffi::lua_tonumber(state, 1), ffi::lua_tonumber(state, 2) as u64) };
-    0
-}
-
-/// `await_room(pool, ticket)`
-unsafe extern "C-unwind" fn await_room(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        let vm = vm(state);
-        let ticket = ffi::lua_tonumber(state, 2) as u64;
-        if let Some(pool) = vm.pool(ffi::lua_tonumber(state, 1) as u32) {
-            pool.await_room(vm.inbox(), ticket);
-        }
-        0
-    }
-}
-
-/// `fd()` → descriptor, or nil, text
-unsafe extern "C-unwind" fn fd(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        match vm(state).inbox().mailbox.waker().watched_fd() {
-            Ok(Some(descriptor)) => {
-                ffi::lua_pushnumber(state, f64::from(descriptor));
-                1
-            }
-            Ok(None) => failed(state, b"a worker has no event loop of its own", ""),
-            Err(error) => failed(state, error.to_string().as_bytes(), ""),
-        }
-    }
-}
-
-/// `acknowledge()`, before a foreign loop's turn
-unsafe extern "C-unwind" fn acknowledge(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe { vm(state).acknowledge() };
-    0
-}
-
-/// `watch(ready)`, after it
-unsafe extern "C-unwind" fn watch(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe { vm(state).watch(ffi::lua_toboolean(state, 1) != 0) };
-    0
-}
-
-/// `has_init()`
-unsafe extern "C-unwind" fn has_init(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        let has = vm(state).packed.borrow().is_some();
-        ffi::lua_pushboolean(state, c_int::from(has));
-        1
-    }
-}
-
-/// `open_init()` → the name of a module to load first, or the pool's init function; begins the time of the init
-unsafe extern "C-unwind" fn open_init(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours; no Rust value is live when the error is raised.
-    unsafe {
-        let vm = vm(state);
-        vm.set_initializing(true);
-        let Some(message) = vm.packed.borrow().clone() else { return 0 };
-        if let Some(module) = missing_module(state, vm, &message) {
-            push_bytes(state, module.as_bytes());
-            return 1;
-        }
-        let result = decode_onto(state, vm, &message);
-        drop(message);
-        match result {
-            Ok(count) => count,
-            Err(decode::Raised) => ffi::lua_error(state),
-        }
-    }
-}
-
-/// `init_done()`: the worker takes jobs from now on
-unsafe extern "C-unwind" fn init_done(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        let vm = vm(state);
-        vm.set_initializing(false);
-        if let Some(worker) = &vm.worker {
-            worker.serves();
-        }
-    }
-    0
-}
-
-/// `pool_name()` → the worker's pool's
-unsafe extern "C-unwind" fn pool_name(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        let Some(worker) = &vm(state).worker else { return 0 };
-        push_bytes(state, worker.pool.config.name.as_bytes());
-        1
-    }
-}
-
-/// `has_ancestor_in(slot or nil, pool)`
-unsafe extern "C-unwind" fn has_ancestor_in(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        let has = vm(state).has_ancestor_in(slot_at(state, 1), ffi::lua_tonumber(state, 2) as u32);
-        ffi::lua_pushboolean(state, c_int::from(has));
-        1
-    }
-}
-
-/// `init_failed(text, traceback)` → whether jobs failed with it: this worker ends, and if none serves, queued jobs say why
-unsafe extern "C-unwind" fn init_failed(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        let vm = vm(state);
-        let text = text(state, 1).unwrap_or_else(|| Arc::from("init failed"));
-        let alone = vm.worker.as_ref().is_some_and(crate::pool::Worker::nobody_serves);
-        if let (true, Some(worker)) = (alone, &vm.worker) {
-            let traceback = super::text(state, 2).unwrap_or_else(|| Arc::clone(&text));
-            worker.pool.fail_queued("error", &text, &traceback);
-        }
-        ffi::lua_pushboolean(state, c_int::from(alone));
-        1
     }
 }

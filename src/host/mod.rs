@@ -1,7 +1,7 @@
 //! `msys.native`: the functions that the Lua face sees. Private to it; `types/native.lua` gives their types.
 //!
 //! Called by `lib` (a host's `require`) and `worker`. What a job's way needs is written against LuaJIT's C API
-//! (`jobs`); what happens rarely is written with mlua and serde (`pools`). Every C function has three upvalues: the
+//! (`jobs`, `waits`, `names`); what happens rarely is written with mlua and serde (`pools`). Every C function has three upvalues: the
 //! VM's block, and the protected halves of `encode` and `decode`, so that calling those allocates nothing.
 //!
 //! Misuse is checked by the Lua face, which knows the caller's line; here it must merely do no harm.
@@ -9,6 +9,7 @@
 mod jobs;
 mod names;
 mod pools;
+mod waits;
 
 use std::{
     ffi::{CStr, c_int},
@@ -86,7 +87,7 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
     // SAFETY: in protected mode, on the VM's thread; leaves one table.
     let table: Table = unsafe {
         lua.exec_raw((), |state| {
-            ffi::lua_createtable(state, 0, 32);
+            ffi::lua_createtable(state, 0, 48);
             let block = ffi::lua_newuserdata(state, size_of::<Block>()).cast::<Block>();
             block.write(Block { vm, owned });
             ffi::lua_createtable(state, 0, 1);
@@ -95,7 +96,7 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
             ffi::lua_setmetatable(state, -2);
             ffi::lua_pushcclosure(state, encode::inner, 0);
             ffi::lua_pushcclosure(state, decode::inner, 0);
-            for (name, function) in jobs::FUNCTIONS.iter().chain(names::FUNCTIONS) {
+            for (name, function) in jobs::FUNCTIONS.iter().chain(waits::FUNCTIONS).chain(names::FUNCTIONS) {
                 for _ in 0..3 {
                     ffi::lua_pushvalue(state, -3);
                 }
