@@ -36,7 +36,7 @@ describe("the standard library", function()
         local c_functions = {}
         for name, value in pairs(tbl) do
           local is_c = type(value) == "function" and debug.getinfo(value, "S").what == "C"
-          -- `table.new` and its like are modules, which busted makes LuaJIT open again, as new functions, for each file.
+          -- `table.new` and its like are modules, which busted has opened again, as new functions, for each file.
           if is_c and not package.preload[library .. "." .. name] then c_functions[name] = value end
         end
         local wrong = run(function()

@@ -18,8 +18,10 @@ use crate::{
 /// How many codes each generation of the table remembers. A program has hundreds; generated code may have more.
 const GENERATION: usize = 16 * 1024;
 
-/// The code of one Lua function, without its upvalues.
+/// The code of one Lua function, without its upvalues. Aligned, so that it does not share a cache line with the count of
+/// its `Arc`, which each message changes.
 #[derive(Debug)]
+#[repr(align(64))]
 pub struct Code {
     /// Unique in the process, never used again.
     pub id: u32,

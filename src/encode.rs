@@ -116,7 +116,7 @@ pub unsafe fn encode(
     scanned: bool,
 ) -> Result<(), Refusal> {
     scratch.clear();
-    message.clear();
+    message.clear_values();
     let mut encoder = Encoder {
         state,
         functions,

@@ -42,13 +42,18 @@ pub enum Kind {
     Signal,
 }
 
+/// On a cache line of its own: written by one thread while others read or write what stands beside it.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Aligned<T>(T);
+
 /// The mailbox of one VM, and what else other threads know of that VM.
 #[derive(Debug)]
 pub struct Inbox {
     /// Its events.
     pub mailbox: Mailbox<Parcel>,
     /// For a host: asynchronous jobs accepted in its name that have not ended; its exit waits for them.
-    pending: AtomicUsize,
+    pending: Aligned<AtomicUsize>,
     /// The VM is gone: what comes now is dropped, reports are printed.
     pub closed: AtomicBool,
 }
@@ -56,19 +61,19 @@ pub struct Inbox {
 impl Inbox {
     /// An inbox for a VM that waits on the mailbox's waker.
     pub fn new(mailbox: Mailbox<Parcel>) -> Arc<Self> {
-        Arc::new(Self { mailbox, pending: AtomicUsize::new(0), closed: AtomicBool::new(false) })
+        Arc::new(Self { mailbox, pending: Aligned(AtomicUsize::new(0)), closed: AtomicBool::new(false) })
     }
 
     /// One asynchronous job more.
     pub fn begin_pending(&self) {
-        self.pending.fetch_add(1, Ordering::Relaxed);
+        self.pending.0.fetch_add(1, Ordering::Relaxed);
     }
 
     /// One less; the last one wakes a host that waits to exit. Releases what the job did to that host's acquire.
     pub fn end_pending(&self) {
         let less = |count: usize| count.checked_sub(1);
         // In a fork's child, an inbox ends what it has not begun: the completion in which the fork was.
-        if self.pending.fetch_update(Ordering::Release, Ordering::Relaxed, less) == Ok(1) {
+        if self.pending.0.fetch_update(Ordering::Release, Ordering::Relaxed, less) == Ok(1) {
             self.mailbox.waker().wake();
         }
     }
@@ -80,7 +85,7 @@ impl Inbox {
 
     /// How many asynchronous jobs are still to end.
     pub fn pending(&self) -> usize {
-        self.pending.load(Ordering::Acquire)
+        self.pending.0.load(Ordering::Acquire)
     }
 }
 
@@ -136,7 +141,7 @@ pub struct Parcel {
     pub ticket: u64,
     /// Where the outcome goes.
     pub reply: Option<Arc<Inbox>>,
-    /// The host in whose name it runs: reports go there.
+    /// The host in whose name it runs, if that is not `reply`: reports go there.
     pub root: Option<Arc<Inbox>>,
     /// The ancestors that wait for it.
     pub chain: Option<Arc<Chain>>,
@@ -144,12 +149,19 @@ pub struct Parcel {
     pub message: Message,
 }
 
+impl Parcel {
+    /// The host in whose name it runs.
+    pub fn host(&self) -> Option<&Arc<Inbox>> {
+        self.root.as_ref().or(self.reply.as_ref())
+    }
+}
+
 /// A parcel with the link that mailboxes need.
 pub type Job = Box<Node<Parcel>>;
 
 /// A new, empty one.
 pub fn new_job() -> Job {
-    Node::new(Parcel::default())
+    Node::new(Parcel { message: Message::small(), ..Parcel::default() })
 }
 
 /// A signal for `ticket`.

@@ -31,7 +31,7 @@ const NO_PATHS: u32 = u32::MAX;
 /// keep new jobs out.
 const JOBS_FIRST: u32 = 31;
 /// How many spare parcels a VM keeps.
-const SPARE: usize = 256;
+const SPARE: usize = 4096;
 
 /// What [`Vm::next`] found.
 #[derive(Debug)]
@@ -278,15 +278,15 @@ impl Vm {
             self.waiting.set(self.waiting.get() + 1);
         }
         let inbox = self.inbox.borrow();
+        // A host's own jobs name it once: each count of an inbox is one more to pull from another core.
         let root = match (&self.worker, parent) {
-            (None, _) => Some(Arc::clone(&inbox)),
-            (Some(_), Some(parent)) => parent.job.value.root.clone(),
+            (None, _) => None,
+            (Some(_), Some(parent)) => parent.job.value.host().cloned(),
             (Some(_), None) => self.root.borrow().clone(),
         };
         drop(running);
-        if order.mode != Mode::Sync
-            && let Some(root) = &root
-        {
+        if order.mode != Mode::Sync {
+            let root = root.as_ref().unwrap_or(&inbox);
             root.begin_pending();
             if order.mode == Mode::Scheduled && self.worker.is_some() {
                 self.scheduled.borrow_mut().insert(order.ticket, Arc::clone(root));
@@ -493,9 +493,9 @@ impl Vm {
 
     fn begin(&self, worker: &Worker, job: Job) -> usize {
         worker.job_begins();
-        if !job.value.root.as_ref().is_some_and(|root| self.root.borrow().as_ref().is_some_and(|r| Arc::ptr_eq(r, root)))
-        {
-            *self.root.borrow_mut() = job.value.root.clone();
+        let host = job.value.host();
+        if host.map(Arc::as_ptr) != self.root.borrow().as_ref().map(Arc::as_ptr) {
+            *self.root.borrow_mut() = host.cloned();
         }
         self.sessions.set(self.sessions.get() + 1);
         let running = Some(Running { job, started: Instant::now() });
@@ -546,8 +546,8 @@ impl Vm {
         }
         let job = running.job;
         if ok && job.value.mode == Mode::Async {
-            if let Some(root) = &job.value.root {
-                root.end_pending();
+            if let Some(host) = job.value.host() {
+                host.end_pending();
             }
             self.return_parcel(job);
         } else {
@@ -559,7 +559,7 @@ impl Vm {
     pub fn report(&self, slot: Option<usize>, message: Message) {
         let running = self.running.borrow();
         let parent = slot.and_then(|slot| running.get(slot)?.as_ref());
-        let root = parent.and_then(|parent| parent.job.value.root.clone()).or_else(|| self.root.borrow().clone());
+        let root = parent.and_then(|parent| parent.job.value.host().cloned()).or_else(|| self.root.borrow().clone());
         drop(running);
         let Some(root) = root else { return };
         if root.closed.load(Ordering::Acquire) {

@@ -73,15 +73,26 @@ pub struct Message {
 }
 
 impl Message {
+    /// With memory for a small closure: growing there costs more than having it.
+    pub fn small() -> Self {
+        Self { bytes: Vec::with_capacity(128), codes: Vec::with_capacity(2), modules: Vec::new() }
+    }
+
     /// Empties the message and keeps its memory, unless that is so large that keeping it would be a leak.
     pub fn clear(&mut self) {
+        self.clear_values();
+        self.codes.clear();
+    }
+
+    /// As [`Message::clear`], but for the codes: whoever has put them in lets go of them when the message is back, so that
+    /// their counts stay in that core's cache.
+    pub fn clear_values(&mut self) {
         const KEEP: usize = 64 * 1024;
         if self.bytes.capacity() > KEEP {
             self.bytes = Vec::new();
         } else {
             self.bytes.clear();
         }
-        self.codes.clear();
         self.modules.clear();
     }
 }

@@ -311,7 +311,7 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
             return 1;
         }
         let result = decode_onto(state, vm, &running.job.value.message);
-        running.job.value.message.clear();
+        running.job.value.message.clear_values();
         vm.put_running(slot, running);
         match result {
             Ok(count) => count,

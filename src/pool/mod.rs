@@ -415,18 +415,15 @@ impl Pool {
 
 /// Brings an ended job's outcome (its message) to whoever awaits it.
 pub fn deliver(mut job: Job, ok: bool) {
-    let (reply, root) = (job.value.reply.take(), job.value.root.clone());
-    let target = match job.value.mode {
-        Mode::Sync | Mode::Scheduled => {
-            job.value.kind = Kind::Outcome;
-            if let Some(reply) = reply {
-                post(&reply, job);
-            }
-            return;
+    let reply = job.value.reply.take();
+    if job.value.mode != Mode::Async {
+        job.value.kind = Kind::Outcome;
+        if let Some(reply) = reply {
+            post(&reply, job);
         }
-        Mode::Async => root,
-    };
-    let Some(root) = target else { return };
+        return;
+    }
+    let Some(root) = job.value.root.take().or(reply) else { return };
     if !ok {
         job.value.kind = Kind::Report;
         post(&root, job);
