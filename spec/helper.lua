@@ -149,17 +149,6 @@ function helper.pid()
   return assert(tonumber(stat:match "^%d+"))
 end
 
---- A block for `it` whose functions have the globals for their environment. busted gives its blocks one of their own,
---- which would cross along with each function made in them.
----@param body fun()
----@return fun()
-function helper.plain(body)
-  setfenv(body, _G)
-  return function()
-    body()
-  end
-end
-
 local pools = 0
 
 --- Runs `fn` with a pool of its own, which is shut down afterwards, also when `fn` fails.
@@ -184,6 +173,45 @@ function helper.with_pool(options, fn)
     -- busted tells failures from errors by tables, which stay as they are.
     return type(err) == "string" and debug.traceback(err, 2) or err
   end, pool))
+end
+
+--- Runs `fn(a, b)` with two pools like `options`.
+---@param options? table
+---@param fn fun(a: msys.Pool, b: msys.Pool)
+function helper.with_two(options, fn)
+  helper.with_pool(options, function(a)
+    helper.with_pool(options, function(b)
+      fn(a, b)
+    end)
+  end)
+end
+
+--- Runs `fn` in the pool with these arguments, gives what it gives, and raises where that failed.
+---@param pool any  as `msys.runInPool` takes it
+---@param fn fun(...): ...
+---@return any ...
+function helper.must(pool, fn, ...)
+  local function checked(ok, ...)
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return checked(msys.runInPool(pool, fn, { args = { n = select("#", ...), ... } }))
+end
+
+--- Runs `fn` in that many sessions, and waits for all.
+---@param count integer
+---@param fn fun(i: integer)
+function helper.in_sessions(count, fn)
+  local ended = 0
+  for i = 1, count do
+    msys.spawn(function()
+      fn(i)
+      ended = ended + 1
+    end)
+  end
+  helper.eventually(function()
+    return ended == count
+  end, "the end of all sessions")
 end
 
 --- Runs `fn` with an `msys.onError` that keeps what it gets, and sets the old one again.

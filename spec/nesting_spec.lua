@@ -5,15 +5,7 @@ local msys = require "msys"
 
 local describe, it, _, after_each, assert = helper.busted()
 local LIMIT, SCHED = helper.LIMIT, msys.core.ECTP_COMPLETE_CALLBACK_SCHED
-
---- Runs in the pool, and raises where that failed.
-local function must(pool, fn, ...)
-  local function checked(ok, ...)
-    if not ok then error((...), 0) end
-    return ...
-  end
-  return checked(msys.runInPool(pool, fn, { args = { n = select("#", ...), ... } }))
-end
+local must, in_sessions, with_two = helper.must, helper.in_sessions, helper.with_two
 
 --- For jobs of a pool with one worker: waits until one of them has set `_OSTLS[key]`.
 local function await(key)
@@ -29,29 +21,6 @@ local function descend(depth, pools, at)
   if depth == 0 then return 0 end
   local nth = (at or 0) % #pools + 1
   return 1 + must(pools[nth], descend, depth - 1, pools, nth)
-end
-
---- Runs `fn` in that many sessions, and waits for all.
-local function in_sessions(count, fn)
-  local ended = 0
-  for i = 1, count do
-    msys.spawn(function()
-      fn(i)
-      ended = ended + 1
-    end)
-  end
-  helper.eventually(function()
-    return ended == count
-  end, "the end of all sessions")
-end
-
---- Runs `fn(a, b)` with two pools like `options`.
-local function with_two(options, fn)
-  helper.with_pool(options, function(a)
-    helper.with_pool(options, function(b)
-      fn(a, b)
-    end)
-  end)
 end
 
 local TIGHT = {

@@ -4,7 +4,6 @@ local helper = require "spec.helper"
 local msys = require "msys"
 
 local describe, it, _, after_each, assert = helper.busted()
-local plain = helper.plain
 
 --- What is refused: what the message calls it, and the expression that makes it.
 ---@type { kind: string, text: string, only_here?: boolean, make?: fun(): any }[]
@@ -204,89 +203,74 @@ describe("a message is refused, with the path, for", function()
   after_each(helper.clean)
 
   for _, place in ipairs(places) do
-    it(
-      "what cannot cross " .. place.where,
-      plain(function()
-        local count = msys.threadpool.stat("CPU").invocations
-        for _, case in ipairs(refused) do
-          local value = case.make()
-          local closure, args, text = place.make(value)
-          text = "msys.runInPool: cannot send " .. text:gsub("KIND", case.kind)
-          local function call(options)
-            options.args = args
-            msys.runInPool("CPU", closure, options) -- the line of the call
-          end
-          local at = debug.getinfo(call, "S")
-          local expected = ("%s:%d: %s"):format(at.short_src, at.linedefined + 2, text)
-          assert.same({ false, expected }, { pcall(call, {}) })
-          assert.same({ false, expected }, { pcall(call, { async = true }) })
-          assert.same({ false, expected }, { pcall(call, { completion = nothing }) })
-        end
-        assert.equal(count, msys.threadpool.stat("CPU").invocations)
-      end)
-    )
-  end
-
-  it(
-    "what cannot cross in a completion that is to run in the pool",
-    plain(function()
+    it("what cannot cross " .. place.where, function()
+      local count = msys.threadpool.stat("CPU").invocations
       for _, case in ipairs(refused) do
         local value = case.make()
-        local function completion()
-          return value
+        local closure, args, text = place.make(value)
+        text = "msys.runInPool: cannot send " .. text:gsub("KIND", case.kind)
+        local function call(options)
+          options.args = args
+          msys.runInPool("CPU", closure, options) -- the line of the call
         end
-        local _, text = pcall(function()
-          msys.runInPool("CPU", nothing, completion)
-        end)
-        local expected = "cannot send upvalue 'value' (%s) of function at %s, the completion"
-        assert.matches(expected:format(case.kind, here(completion)), text, 1, true)
+        local at = debug.getinfo(call, "S")
+        local expected = ("%s:%d: %s"):format(at.short_src, at.linedefined + 2, text)
+        assert.same({ false, expected }, { pcall(call, {}) })
+        assert.same({ false, expected }, { pcall(call, { async = true }) })
+        assert.same({ false, expected }, { pcall(call, { completion = nothing }) })
       end
+      assert.equal(count, msys.threadpool.stat("CPU").invocations)
     end)
-  )
+  end
 
-  it(
-    "nothing in a completion that stays here",
-    plain(function()
-      local got
-      local value = coroutine.create(print)
-      msys.runInPool("CPU", nothing, function(ok)
-        got = { ok, value }
-      end, msys.core.ECTP_COMPLETE_CALLBACK_SCHED)
-      helper.eventually(function()
-        return got
-      end, "the completion")
-      assert.same({ true, value }, got)
-    end)
-  )
-
-  it(
-    "a value in a job's own nested call, at its line there",
-    plain(function()
-      local ok, text = msys.runInPool("CPU", function()
-        local co = coroutine.create(print)
-        msys.runInPool("CPU", nothing, { args = { co } }) -- in the job
+  it("what cannot cross in a completion that is to run in the pool", function()
+    for _, case in ipairs(refused) do
+      local value = case.make()
+      local function completion()
+        return value
+      end
+      local _, text = pcall(function()
+        msys.runInPool("CPU", nothing, completion)
       end)
-      assert.is_false(ok)
-      assert.matches(
-        "^[^\n]*refusals_spec%.lua:%d+: msys%.runInPool: cannot send argument 1 %(coroutine%)$",
-        text
-      )
-    end)
-  )
+      local expected = "cannot send upvalue 'value' (%s) of function at %s, the completion"
+      assert.matches(expected:format(case.kind, here(completion)), text, 1, true)
+    end
+  end)
 
-  it(
-    "a value in a pool's init",
-    plain(function()
+  it("nothing in a completion that stays here", function()
+    local got
+    local value = coroutine.create(print)
+    msys.runInPool("CPU", nothing, function(ok)
+      got = { ok, value }
+    end, msys.core.ECTP_COMPLETE_CALLBACK_SCHED)
+    helper.eventually(function()
+      return got
+    end, "the completion")
+    assert.same({ true, value }, got)
+  end)
+
+  it("a value in a job's own nested call, at its line there", function()
+    local ok, text = msys.runInPool("CPU", function()
       local co = coroutine.create(print)
-      local function init()
-        return co
-      end
-      local _, text = pcall(msys.threadpool.create, { name = "never", concurrency = 1, init = init })
-      local expected = "init: cannot send upvalue 'co' (coroutine) of function at " .. here(init)
-      assert.matches(expected, text, 1, true)
-      assert.is_nil(msys.threadpool.find "never")
+      msys.runInPool("CPU", nothing, { args = { co } }) -- in the job
     end)
-  )
+    assert.is_false(ok)
+    assert.matches(
+      "^[^\n]*refusals_spec%.lua:%d+: msys%.runInPool: cannot send argument 1 %(coroutine%)$",
+      text
+    )
+  end)
+
+  it("a value in a pool's init", function()
+    local co = coroutine.create(print)
+    local function init()
+      return co
+    end
+    local _, text = pcall(msys.threadpool.create, { name = "never", concurrency = 1, init = init })
+    local expected = "init: cannot send upvalue 'co' (coroutine) of function at " .. here(init)
+    assert.matches(expected, text, 1, true)
+    assert.is_nil(msys.threadpool.find "never")
+  end)
 end)
 
 --- What a job can come upon.
@@ -318,58 +302,49 @@ describe("a job's outcome", function()
   after_each(helper.clean)
 
   for path, give in pairs(result_paths) do
-    it(
-      ('is of kind "unsendable" and has the path for %s'):format(path),
-      plain(function()
-        for _, case in ipairs(refused_there) do
-          local make = case.make
-          local ok, err, info = msys.runInPool("CPU", function()
-            return give(make())
-          end, { name = "named" })
-          assert.is_false(ok)
-          assert.equal(("msys.runInPool: cannot send %s (%s)"):format(path, case.kind), err)
-          assert.equal("unsendable", info.kind)
-          assert.equal("CPU", info.pool)
-          assert.equal("named", info.name)
-          assert.is_number(info.job)
-          assert.is_string(info.traceback)
-        end
-      end)
-    )
-  end
-
-  it(
-    "names the upvalue of a result that is a function",
-    plain(function()
-      local ok, err = msys.runInPool("CPU", function()
-        local co = coroutine.create(print)
-        return function()
-          return co
-        end
-      end)
-      assert.is_false(ok)
-      assert.matches("cannot send upvalue 'co' (coroutine) of function at ", err, 1, true)
-      assert.matches(", result 1$", err)
-    end)
-  )
-
-  it(
-    'is of kind "unsendable" for an error value that cannot cross',
-    plain(function()
+    it(('is of kind "unsendable" and has the path for %s'):format(path), function()
       for _, case in ipairs(refused_there) do
         local make = case.make
-        for _, wrap in ipairs { false, true } do
-          local ok, err, info = msys.runInPool("CPU", function()
-            error(wrap and { make() } or make())
-          end)
-          assert.is_false(ok)
-          assert.equal("unsendable", info.kind)
-          assert.matches(("cannot send the error value (%s)"):format(case.kind), err, 1, true)
-          assert.matches("refusals_spec.lua", info.traceback, 1, true)
-        end
+        local ok, err, info = msys.runInPool("CPU", function()
+          return give(make())
+        end, { name = "named" })
+        assert.is_false(ok)
+        assert.equal(("msys.runInPool: cannot send %s (%s)"):format(path, case.kind), err)
+        assert.equal("unsendable", info.kind)
+        assert.equal("CPU", info.pool)
+        assert.equal("named", info.name)
+        assert.is_number(info.job)
+        assert.is_string(info.traceback)
       end
     end)
-  )
+  end
+
+  it("names the upvalue of a result that is a function", function()
+    local ok, err = msys.runInPool("CPU", function()
+      local co = coroutine.create(print)
+      return function()
+        return co
+      end
+    end)
+    assert.is_false(ok)
+    assert.matches("cannot send upvalue 'co' (coroutine) of function at ", err, 1, true)
+    assert.matches(", result 1$", err)
+  end)
+
+  it('is of kind "unsendable" for an error value that cannot cross', function()
+    for _, case in ipairs(refused_there) do
+      local make = case.make
+      for _, wrap in ipairs { false, true } do
+        local ok, err, info = msys.runInPool("CPU", function()
+          error(wrap and { make() } or make())
+        end)
+        assert.is_false(ok)
+        assert.equal("unsendable", info.kind)
+        assert.matches(("cannot send the error value (%s)"):format(case.kind), err, 1, true)
+        assert.matches("refusals_spec.lua", info.traceback, 1, true)
+      end
+    end
+  end)
 
   it("comes also when the error value's own __tostring fails", function()
     -- A child, since its failure is a job that never ends.
@@ -383,57 +358,48 @@ describe("a job's outcome", function()
     assert.same({ "false\tstring\tunsendable\n", "", 0 }, { out, err, status })
   end)
 
-  it(
-    "that is unsendable goes to msys.onError when nobody waits",
-    plain(function()
-      local errors = helper.catching(function(errors)
-        msys.runInPool("CPU", function()
-          error { coroutine.create(print) }
-        end, true)
-        helper.eventually(function()
-          return errors[1]
-        end, "the report")
-      end)
-      assert.equal(1, #errors)
-      assert.equal("unsendable", errors[1].info.kind)
-      assert.matches("cannot send the error value (coroutine)", errors[1].err, 1, true)
+  it("that is unsendable goes to msys.onError when nobody waits", function()
+    local errors = helper.catching(function(errors)
+      msys.runInPool("CPU", function()
+        error { coroutine.create(print) }
+      end, true)
+      helper.eventually(function()
+        return errors[1]
+      end, "the report")
     end)
-  )
+    assert.equal(1, #errors)
+    assert.equal("unsendable", errors[1].info.kind)
+    assert.matches("cannot send the error value (coroutine)", errors[1].err, 1, true)
+  end)
 
-  it(
-    "that is unsendable reaches a completion as values where both are in the pool",
-    plain(function()
-      local errors = helper.catching(function(errors)
-        msys.runInPool("CPU", function()
+  it("that is unsendable reaches a completion as values where both are in the pool", function()
+    local errors = helper.catching(function(errors)
+      msys.runInPool("CPU", function()
+        return coroutine.create(print)
+      end, function(ok, co)
+        error(("got %s %s"):format(tostring(ok), type(co)), 0)
+      end)
+      helper.eventually(function()
+        return errors[1]
+      end, "the report")
+    end)
+    assert.equal("got true thread", errors[1].err)
+  end)
+
+  it("leaves the pool in order", function()
+    helper.with_pool(nil, function(pool)
+      for _ = 1, 100 do
+        local ok = msys.runInPool(pool, function()
           return coroutine.create(print)
-        end, function(ok, co)
-          error(("got %s %s"):format(tostring(ok), type(co)), 0)
         end)
-        helper.eventually(function()
-          return errors[1]
-        end, "the report")
-      end)
-      assert.equal("got true thread", errors[1].err)
+        assert.is_false(ok)
+        assert.is_false((pcall(msys.runInPool, pool, nothing, { args = { coroutine.create(print) } })))
+      end
+      assert.same({ true, 7 }, {
+        msys.runInPool(pool, function()
+          return 7
+        end),
+      })
     end)
-  )
-
-  it(
-    "leaves the pool in order",
-    plain(function()
-      helper.with_pool(nil, function(pool)
-        for _ = 1, 100 do
-          local ok = msys.runInPool(pool, function()
-            return coroutine.create(print)
-          end)
-          assert.is_false(ok)
-          assert.is_false((pcall(msys.runInPool, pool, nothing, { args = { coroutine.create(print) } })))
-        end
-        assert.same({ true, 7 }, {
-          msys.runInPool(pool, function()
-            return 7
-          end),
-        })
-      end)
-    end)
-  )
+  end)
 end)

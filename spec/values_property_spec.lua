@@ -6,7 +6,6 @@ local helper = require "spec.helper"
 local msys = require "msys"
 
 local describe, it, _, after_each, assert = helper.busted()
-local plain = helper.plain
 
 local CASES = 500
 
@@ -226,56 +225,50 @@ local first_seed = tonumber(os.getenv "MSYS_SPEC_SEED") or os.time() % 1000000 *
 describe("a graph of values", function()
   after_each(helper.clean)
 
-  it(
-    ("keeps its contents and what is shared in it, for %d random graphs"):format(CASES),
-    plain(function()
-      for seed = first_seed, first_seed + CASES - 1 do
-        local random = generator(seed)
-        -- The first numbers of near seeds are near too.
-        for _ = 1, 5 do
-          random(1)
-        end
-        local graph = graph_of(random, random(seed % 10 == 0 and 400 or 40))
-        local before = describe_graph(graph)
-        local ok, back, there
-        if random(2) == 1 then
-          ok, back, there = msys.runInPool("CPU", function(given)
-            return given, describe_graph(given)
-          end, { args = { graph } })
-        else
-          ok, back, there = msys.runInPool("CPU", function()
-            return graph, describe_graph(graph)
-          end)
-        end
-        local which = ("MSYS_SPEC_SEED=%d"):format(seed)
-        assert(ok, which .. ": " .. tostring(back))
-        assert.equal(before, there, which .. ", in the job")
-        assert.equal(before, describe_graph(back), which .. ", back from the job")
+  it(("keeps its contents and what is shared in it, for %d random graphs"):format(CASES), function()
+    for seed = first_seed, first_seed + CASES - 1 do
+      local random = generator(seed)
+      -- The first numbers of near seeds are near too.
+      for _ = 1, 5 do
+        random(1)
       end
-    end)
-  )
-
-  it(
-    "that differs is told apart by this test",
-    plain(function()
-      local shared = { label = 1 }
-      local function fn(label)
-        local a
-        return function()
-          a, label = label, label
-          return a
-        end
-      end
-      local one, two = fn(2), fn(3)
-      local graph = { label = 0, shared, shared, one, two }
+      local graph = graph_of(random, random(seed % 10 == 0 and 400 or 40))
       local before = describe_graph(graph)
-      assert.equal(before, describe_graph { label = 0, shared, shared, one, two })
-      assert.not_equal(before, describe_graph { label = 0, shared, shared, one, fn(4) })
-      assert.error_matches(function()
-        describe_graph { label = 0, shared, { label = 1 }, one, two }
-      end, "two objects are T1")
-      debug.upvaluejoin(one, 1, two, 1)
-      assert.not_equal(before, describe_graph(graph))
-    end)
-  )
+      local ok, back, there
+      if random(2) == 1 then
+        ok, back, there = msys.runInPool("CPU", function(given)
+          return given, describe_graph(given)
+        end, { args = { graph } })
+      else
+        ok, back, there = msys.runInPool("CPU", function()
+          return graph, describe_graph(graph)
+        end)
+      end
+      local which = ("MSYS_SPEC_SEED=%d"):format(seed)
+      assert(ok, which .. ": " .. tostring(back))
+      assert.equal(before, there, which .. ", in the job")
+      assert.equal(before, describe_graph(back), which .. ", back from the job")
+    end
+  end)
+
+  it("that differs is told apart by this test", function()
+    local shared = { label = 1 }
+    local function fn(label)
+      local a
+      return function()
+        a, label = label, label
+        return a
+      end
+    end
+    local one, two = fn(2), fn(3)
+    local graph = { label = 0, shared, shared, one, two }
+    local before = describe_graph(graph)
+    assert.equal(before, describe_graph { label = 0, shared, shared, one, two })
+    assert.not_equal(before, describe_graph { label = 0, shared, shared, one, fn(4) })
+    assert.error_matches(function()
+      describe_graph { label = 0, shared, { label = 1 }, one, two }
+    end, "two objects are T1")
+    debug.upvaluejoin(one, 1, two, 1)
+    assert.not_equal(before, describe_graph(graph))
+  end)
 end)
