@@ -3,6 +3,9 @@
 ---     local msys = require "msys"
 ---     local ok, sum = msys.runInPool("CPU", function() return 1 + 1 end)
 
+-- Runs at exit too: see msys.names.
+jit.off(true, true)
+
 local native = require "msys.native"
 local scheduler = require "msys.scheduler"
 local submit = require "msys.submit"

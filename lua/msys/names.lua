@@ -4,6 +4,9 @@
 
 local native = require "msys.native"
 
+-- This may run at exit, in a finalizer, where LuaJIT does not leave a compiled loop over `next` (see ARCHITECTURE.md).
+jit.off(true, true)
+
 local names = {}
 
 --- What every VM has from the start. A Lua function that a script put into one of these tables is the script's own.

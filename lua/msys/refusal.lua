@@ -2,6 +2,9 @@
 
 local names = require "msys.names"
 
+-- This may run at exit, in a finalizer, where LuaJIT does not leave a compiled loop over `next` (see ARCHITECTURE.md).
+jit.off(true, true)
+
 local refusal = {}
 
 --- A step of the search: how the value is called, and of what it is a part.

@@ -5,6 +5,9 @@ local native = require "msys.native"
 local refusal = require "msys.refusal"
 local scheduler = require "msys.scheduler"
 
+-- This may run at exit, in a finalizer, where LuaJIT does not leave a compiled loop over `next` (see ARCHITECTURE.md).
+jit.off(true, true)
+
 ---@class msys.threadpool
 local threadpool = {}
 
