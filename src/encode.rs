@@ -340,9 +340,6 @@ impl Encoder<'_> {
 
     /// Writes the name of an object that has one.
     fn named(&mut self, object: *const c_void) -> bool {
-        if !self.functions.is_named(object) {
-            return false;
-        }
         let Some(name) = self.functions.name_of(object) else { return false };
         let out = &mut self.message.bytes;
         out.push(tag::NAMED);

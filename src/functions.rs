@@ -94,14 +94,9 @@ impl Functions {
     }
 
     /// The object's name, if it has one.
+    #[inline]
     pub fn name_of(&self, object: *const c_void) -> Option<Name> {
         self.names.borrow().get(&object).cloned()
-    }
-
-    /// Whether the object has a name: cheaper than taking it.
-    #[inline]
-    pub fn is_named(&self, object: *const c_void) -> bool {
-        self.names.borrow().contains_key(&object)
     }
 
     /// Gives the running coroutine's thread the VM's globals, if something has set others.

@@ -3,7 +3,6 @@
 --- The Rust module, as the Lua face sees it. Private. Slots, tickets, modes and flags: see src/host/jobs.rs.
 ---@class msys.native
 ---@field version string
----@field cores integer
 ---@field is_worker boolean
 ---@field max_pumps integer
 ---@field pool_metatable table

@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use mlua::{Lua, LuaSerdeExt, Result, Table};
+use mlua::{Lua, Result, Table};
 
 use crate::{
     decode, encode,
@@ -109,12 +109,10 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
     };
     pools::add(lua, &table, vm)?;
     table.raw_set("version", env!("CARGO_PKG_VERSION"))?;
-    table.raw_set("cores", crate::pool::cores())?;
     table.raw_set("is_worker", !owned)?;
     // SAFETY: the VM is alive: its module is just being made.
     let stack = unsafe { &*vm }.worker.as_ref().map_or(usize::MAX, |worker| worker.pool.config.stack_size);
     table.raw_set("max_pumps", MAX_PUMPS.min(stack / PUMP_STACK))?;
-    table.raw_set("null", lua.null())?;
     Ok(table)
 }
 
