@@ -33,6 +33,7 @@ build = {
     lib = { ["msys.native"] = "build/lib/msys/native.so" },
     lua = {
       ["msys"] = "lua/msys/init.lua",
+      ["msys.cdata"] = "lua/msys/cdata.lua",
       ["msys.core"] = "lua/msys/core.lua",
       ["msys.names"] = "lua/msys/names.lua",
       ["msys.refusal"] = "lua/msys/refusal.lua",

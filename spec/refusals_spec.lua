@@ -22,9 +22,9 @@ local refused = {
     text = "(function() local u = newproxy(true) getmetatable(u).__name = 'spec.thing' return u end)()",
   },
   { kind = "userdata", text = "require('ffi').C" },
-  { kind = "cdata 'int64_t'", text = "1LL" },
-  { kind = "cdata 'complex'", text = "1i" },
-  { kind = "cdata 'int [2]'", text = "require('ffi').new('int[2]')" },
+  { kind = "cdata 'int *'", text = "require('ffi').cast('int *', 0)" },
+  { kind = "cdata 'char *[2]'", text = "require('ffi').new('char *[2]')" },
+  { kind = "cdata 'int (&)[3]'", text = "require('ffi').new('int[2][3]')[0]" },
   { kind = "cdata 'void *'", text = "require('ffi').cast('void *', 0)" },
   { kind = "C function found in no module", text = "(('x'):gmatch '.')" },
   -- In a worker, where coroutines may wait, this is a Lua function.

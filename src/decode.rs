@@ -8,7 +8,7 @@ use std::ffi::c_int;
 
 use crate::{
     functions::Functions,
-    luajit::{ffi, lua_State, lua_upvaluejoin, push_bytes},
+    luajit::{self, ffi, lua_State, lua_upvaluejoin, push_bytes},
     wire::{self, MAX_DEPTH, MAX_KEYS, Malformed, Message, Reader, tag},
 };
 
@@ -220,9 +220,26 @@ impl Decoder<'_> {
                     return self.push_object(u32::try_from(ordinal).map_err(|_| Stop::Malformed)?);
                 }
                 _ if tag & tag::KIND == tag::TABLE => return self.table(tag, depth),
+                _ if tag & tag::KIND == tag::CDATA => return self.cdata(tag),
                 _ if tag & tag::KIND == tag::FUNC => return self.function(tag, depth),
                 _ => return Err(Stop::Malformed),
             }
+        }
+        Ok(())
+    }
+
+    /// Pushes an FFI object, which Lua makes (`lua/msys/cdata.lua`).
+    unsafe fn cdata(&mut self, tag: u8) -> Step {
+        let name = self.reader.string()?;
+        let bytes = self.reader.string()?;
+        // SAFETY: three values at most, one of which is left. A raise ends the protected call.
+        unsafe {
+            ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, luajit::CDATA_UNPACK.as_ptr());
+            push_bytes(self.state, name);
+            push_bytes(self.state, bytes);
+            ffi::lua_call(self.state, 2, 1);
+            // Contents cannot be deferred: an object without any has nothing to be filled later.
+            self.begin(tag & !tag::DEFERRED);
         }
         Ok(())
     }

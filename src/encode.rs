@@ -11,7 +11,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     code,
     functions::{Functions, write_dump},
-    luajit::{ffi, lua_State, lua_upvalueid, string_at},
+    luajit::{self, ffi, lua_State, lua_upvalueid, string_at},
     wire::{self, MAX_DEPTH, MAX_KEYS, Message, put_varint, tag},
 };
 
@@ -266,10 +266,41 @@ impl Encoder<'_> {
                     self.message.bytes.push(tag::POOL);
                     self.message.bytes.extend_from_slice(&pool.to_le_bytes());
                 }
-                // Coroutines stay where they are, and FFI objects (`cdata`) do so far.
+                luajit::LUA_TCDATA => return self.cdata(at),
+                // Coroutines stay where they are.
                 _ => return self.refuse_unless_named(at),
             }
             Ok(())
+        }
+    }
+
+    /// An FFI number or array, which Lua takes apart (`lua/msys/cdata.lua`).
+    unsafe fn cdata(&mut self, at: c_int) -> Step {
+        // SAFETY: a cdata object at `at`; its address is its payload's, which no other object has. Three values are pushed
+        // and taken off. The call may raise, which ends the protected call; its two strings stay on the stack while read.
+        unsafe {
+            let object = ffi::lua_topointer(self.state, at);
+            if self.again(object) {
+                return Ok(());
+            }
+            let top = ffi::lua_gettop(self.state);
+            ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, luajit::CDATA_PACK.as_ptr());
+            ffi::lua_pushvalue(self.state, at);
+            ffi::lua_call(self.state, 1, 2);
+            let packed = (1..=2).all(|place| ffi::lua_type(self.state, top + place) == ffi::LUA_TSTRING);
+            if !packed {
+                ffi::lua_settop(self.state, top);
+                return self.refuse_unless_named(at);
+            }
+            self.begin(object);
+            self.message.bytes.push(tag::CDATA);
+            for place in 1..=2 {
+                let part = string_at(self.state, top + place);
+                put_varint(&mut self.message.bytes, part.len() as u64);
+                self.message.bytes.extend_from_slice(part);
+            }
+            ffi::lua_settop(self.state, top);
+            self.check_size()
         }
     }
 

@@ -7,12 +7,19 @@
 //! inner C function under [`ffi::lua_pcall`], which sees that data through a pointer. The inner functions do not
 //! panic either (a Rust panic must not pass LuaJIT's frames): they index with `get`.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_int, c_void};
 
 pub use mlua::ffi::{self, lua_State};
 
 /// The most upvalues that a LuaJIT function can have (`LJ_MAX_UPVAL`).
 pub const MAX_UPVALUES: usize = 60;
+
+/// What `lua_type` says of FFI objects.
+pub const LUA_TCDATA: c_int = 10;
+/// Registry names of the Lua functions that take FFI objects apart and make them.
+pub const CDATA_PACK: &CStr = c"msys.cdata.pack";
+/// See [`CDATA_PACK`].
+pub const CDATA_UNPACK: &CStr = c"msys.cdata.unpack";
 
 #[allow(clippy::missing_safety_doc, reason = "LuaJIT's own functions; the preconditions are those of the C API")]
 unsafe extern "C-unwind" {

@@ -11,10 +11,11 @@
 //!          | POOL u32 | REF ordinal
 //!          | TABLE+flags [contents [value]]   the metatable behind the contents, where flags say META
 //!          | FUNC+flags code:varint nups:u8 [value] [cell*nups]   the environment first, where flags say ENV
+//!          | CDATA+flags str str            the name of an FFI type of numbers, and the bytes
 //! contents = narr:u32 nrec:u32 value*narr (value value)*nrec
 //! cell     = CELL value | CELL_SHARED value | CELLREF ordinal
 //! ```
-//! **Identity.** Tables and functions are numbered in the order in which they begin, cells in an order of their own. An
+//! **Identity.** Tables, functions and cdata are numbered in the order in which they begin, cells in an order of their own. An
 //! object is written where it is first met; met again, it is a REF, and the flag SHARED is set in the tag already
 //! written. So the decoder keeps only those objects that are named again.
 //!
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use crate::code::Code;
 
 /// First byte of a message; a change of the format changes it.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// How many objects may be nested before contents are deferred. Two Lua stack slots are needed for each.
 pub const MAX_DEPTH: usize = 48;
 /// How many distinct keys a message numbers: the decoder keeps that many stack slots for them.
@@ -53,6 +54,7 @@ pub mod tag {
     pub const CELLREF: u8 = 15;
     pub const TABLE: u8 = 0x40;
     pub const FUNC: u8 = 0x60;
+    pub const CDATA: u8 = 0x80;
     /// The kinds with flags: `tag & KIND`.
     pub const KIND: u8 = 0xe0;
     pub const SHARED: u8 = 1;

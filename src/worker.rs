@@ -21,6 +21,7 @@ use crate::{
 /// The Lua face, by module name.
 const FACE: &[(&str, &str)] = &[
     ("msys", include_str!("../lua/msys/init.lua")),
+    ("msys.cdata", include_str!("../lua/msys/cdata.lua")),
     ("msys.core", include_str!("../lua/msys/core.lua")),
     ("msys.names", include_str!("../lua/msys/names.lua")),
     ("msys.refusal", include_str!("../lua/msys/refusal.lua")),

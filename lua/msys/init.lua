@@ -8,6 +8,7 @@ jit.off(true, true)
 
 local native = require "msys.native"
 local scheduler = require "msys.scheduler"
+require "msys.cdata"
 local submit = require "msys.submit"
 
 ---@class msys

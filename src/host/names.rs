@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_int};
 use super::{text, vm};
 use crate::{
     functions::Name,
-    luajit::{ffi, lua_State, push_bytes, string_at},
+    luajit::{CDATA_PACK, CDATA_UNPACK, ffi, lua_State, push_bytes, string_at},
     registry::{self, Paths},
 };
 
@@ -17,6 +17,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"module_tried", module_tried),
     (c"set_paths", set_paths),
     (c"paths_of", paths_of),
+    (c"set_cdata", set_cdata),
 ];
 
 /// `learn(object, module, field, builtin)`
@@ -28,6 +29,17 @@ unsafe extern "C-unwind" fn learn(state: *mut lua_State) -> c_int {
         if let (false, Some(module), Some(field)) = (object.is_null(), text(state, 2), text(state, 3)) {
             vm.functions.learn(object, Name { module, field, builtin: ffi::lua_toboolean(state, 4) != 0 });
         }
+        0
+    }
+}
+
+/// `set_cdata(pack, unpack)`: see `lua/msys/cdata.lua`
+unsafe extern "C-unwind" fn set_cdata(state: *mut lua_State) -> c_int {
+    // SAFETY: two arguments, which `setfield` takes off. It may raise; nothing of Rust's is live.
+    unsafe {
+        ffi::lua_settop(state, 2);
+        ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, CDATA_UNPACK.as_ptr());
+        ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, CDATA_PACK.as_ptr());
         0
     }
 }
