@@ -38,7 +38,8 @@ function cdata.pack(value)
   local name = tostring(ctype):match "^ctype<(.*)>$"
   if not name or not element_of(name) then return nil end
   if name:find("[", 1, true) then return name, ffi.string(value, ffi.sizeof(value)) end
-  local box = ffi.new(ffi.typeof("$[1]", ctype))
+  -- By name: busted remembers what `ffi.typeof "$[1]"` gave, whatever the parameter.
+  local box = ffi.new(name .. "[1]")
   box[0] = value
   return name, ffi.string(box, ffi.sizeof(box))
 end
@@ -62,7 +63,7 @@ function cdata.unpack(name, bytes)
     value = ffi.new(ctype)
     target = value
   else
-    target = ffi.new(ffi.typeof("$[1]", ctype))
+    target = ffi.new(name .. "[1]")
   end
   if ffi.sizeof(target) ~= #bytes then error("msys: malformed message", 0) end
   ffi.copy(target, bytes, #bytes)
