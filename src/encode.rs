@@ -12,7 +12,7 @@ use crate::{
     code,
     functions::{Functions, write_dump},
     luajit::{self, ffi, lua_State, lua_upvalueid, string_at},
-    wire::{self, MAX_DEPTH, MAX_KEYS, Message, put_varint, tag},
+    wire::{self, MAX_DEPTH, MAX_KEYS, Message, put_string, put_varint, tag},
 };
 
 /// Why a message could not be made.
@@ -295,9 +295,7 @@ impl Encoder<'_> {
             self.begin(object);
             self.message.bytes.push(tag::CDATA);
             for place in 1..=2 {
-                let part = string_at(self.state, top + place);
-                put_varint(&mut self.message.bytes, part.len() as u64);
-                self.message.bytes.extend_from_slice(part);
+                put_string(&mut self.message.bytes, string_at(self.state, top + place));
             }
             ffi::lua_settop(self.state, top);
             self.check_size()
@@ -349,8 +347,7 @@ impl Encoder<'_> {
                 let number = self.scratch.keys.len() as u8;
                 self.scratch.keys.insert(bytes.as_ptr(), number);
                 self.message.bytes.push(tag::KEY);
-                put_varint(&mut self.message.bytes, bytes.len() as u64);
-                self.message.bytes.extend_from_slice(bytes);
+                put_string(&mut self.message.bytes, bytes);
             } else {
                 self.string(at);
             }
@@ -375,8 +372,7 @@ impl Encoder<'_> {
         let out = &mut self.message.bytes;
         out.push(tag::NAMED);
         for part in [&name.module, &name.field] {
-            put_varint(out, part.len() as u64);
-            out.extend_from_slice(part.as_bytes());
+            put_string(out, part.as_bytes());
         }
         if !name.builtin && !self.message.modules.contains(&name.module) {
             self.message.modules.push(name.module);

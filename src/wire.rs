@@ -109,6 +109,13 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
+/// Appends a byte string behind its varint length.
+#[inline]
+pub fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
 /// The bytes are not what an encoder writes. Cannot happen inside one process, and is checked all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;

@@ -131,6 +131,11 @@ function native.scanned() end
 ---@return string? text
 function native.fresh_names(source) end
 
+--- What takes FFI objects apart, and what makes them: see `msys.cdata`.
+---@param pack fun(value: any): string?, string?
+---@param unpack fun(name: string, bytes: string): any
+function native.set_cdata(pack, unpack) end
+
 ---@param name string
 function native.module_tried(name) end
 
