@@ -35,6 +35,7 @@ build = {
       ["msys"] = "lua/msys/init.lua",
       ["msys.cdata"] = "lua/msys/cdata.lua",
       ["msys.core"] = "lua/msys/core.lua",
+      ["msys.environment"] = "lua/msys/environment.lua",
       ["msys.names"] = "lua/msys/names.lua",
       ["msys.refusal"] = "lua/msys/refusal.lua",
       ["msys.scheduler"] = "lua/msys/scheduler.lua",

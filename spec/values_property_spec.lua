@@ -238,11 +238,11 @@ describe("a graph of values", function()
       if random(2) == 1 then
         ok, back, there = msys.runInPool("CPU", function(given)
           return given, describe_graph(given)
-        end, { args = { graph } })
+        end, { args = { graph }, in_place = false })
       else
         ok, back, there = msys.runInPool("CPU", function()
           return graph, describe_graph(graph)
-        end)
+        end, { in_place = false })
       end
       local which = ("MSYS_SPEC_SEED=%d"):format(seed)
       assert(ok, which .. ": " .. tostring(back))

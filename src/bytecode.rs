@@ -1,6 +1,6 @@
 //! LuaJIT's dump format, as far as a factory needs it (format: LuaJIT's `lj_bcdump.h`).
 //!
-//! Called by `functions`. Knows bytes only, no VM.
+//! Called by `usage` and `functions`. Knows bytes only, no VM.
 //!
 //! ```text
 //! dump   = ESC 'L' 'J' version flags [namelen name] proto* 0        version: one byte, the others: ULEB128
@@ -79,25 +79,28 @@ pub fn upvalue_count(dump: &[u8]) -> Option<usize> {
     Some(Dump::parse(dump)?.protos.last()?.upvalues_len / 2)
 }
 
-/// Where one prototype stands in its dump.
+/// Where one prototype and its parts stand in its dump.
 #[derive(Debug)]
-struct Proto {
+pub(crate) struct Proto {
     /// Offset of the length prefix.
     start: usize,
     /// Offset behind the last byte.
-    end: usize,
-    upvalues_at: usize,
-    upvalues_len: usize,
+    pub(crate) end: usize,
+    pub(crate) code_at: usize,
+    pub(crate) upvalues_at: usize,
+    pub(crate) upvalues_len: usize,
+    /// How many constants there are that are objects; they stand behind the upvalues.
+    pub(crate) constants: usize,
 }
 
 #[derive(Debug)]
-struct Dump {
+pub(crate) struct Dump {
     flags: u64,
-    protos: Vec<Proto>,
+    pub(crate) protos: Vec<Proto>,
 }
 
 impl Dump {
-    fn parse(dump: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(dump: &[u8]) -> Option<Self> {
         let mut at = Cursor { bytes: dump, pos: 0 };
         if at.take(3)? != MAGIC || at.byte()? != VERSION {
             return None;
@@ -119,51 +122,55 @@ impl Dump {
                 return (at.pos == dump.len() && !protos.is_empty()).then_some(Self { flags, protos });
             }
             let end = at.pos.checked_add(length)?;
-            let body = at.take(length)?;
-            let (upvalues_at, upvalues_len) = upvalues_of(body, stripped)?;
-            let body_at = end - length;
-            protos.push(Proto { start, end, upvalues_at: body_at + upvalues_at, upvalues_len });
+            let body_at = at.pos;
+            let mut body = Cursor { bytes: at.take(length)?, pos: 0 };
+            let mut proto = proto_of(&mut body, stripped)?;
+            proto.start = start;
+            proto.end = end;
+            proto.code_at += body_at;
+            proto.upvalues_at += body_at;
+            protos.push(proto);
         }
     }
 }
 
-/// Offset and length in bytes of the upvalue descriptions in one prototype's body.
-fn upvalues_of(body: &[u8], stripped: bool) -> Option<(usize, usize)> {
-    let mut at = Cursor { bytes: body, pos: 0 };
+/// The parts of one prototype, by their places in its body.
+fn proto_of(at: &mut Cursor<'_>, stripped: bool) -> Option<Proto> {
     at.take(3)?; // flags, parameters, frame size
-    let upvalues = usize::from(at.byte()?) * 2;
-    at.uleb()?; // collectable constants
+    let upvalues_len = usize::from(at.byte()?) * 2;
+    let constants = at.length()?;
     at.uleb()?; // numeric constants
     let code = at.length()?.checked_mul(4)?;
     if !stripped && at.uleb()? != 0 {
         at.uleb()?; // first line
         at.uleb()?; // number of lines
     }
+    let code_at = at.pos;
     at.take(code)?;
     let upvalues_at = at.pos;
-    at.take(upvalues)?;
-    Some((upvalues_at, upvalues))
+    at.take(upvalues_len)?;
+    Some(Proto { start: 0, end: 0, code_at, upvalues_at, upvalues_len, constants })
 }
 
 /// A bounds-checked reader: every method gives `None` at the end of the bytes.
-struct Cursor<'a> {
-    bytes: &'a [u8],
-    pos: usize,
+pub(crate) struct Cursor<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) pos: usize,
 }
 
 impl<'a> Cursor<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+    pub(crate) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
         let end = self.pos.checked_add(len)?;
         let taken = self.bytes.get(self.pos..end)?;
         self.pos = end;
         Some(taken)
     }
 
-    fn byte(&mut self) -> Option<u8> {
+    pub(crate) fn byte(&mut self) -> Option<u8> {
         self.take(1)?.first().copied()
     }
 
-    fn uleb(&mut self) -> Option<u64> {
+    pub(crate) fn uleb(&mut self) -> Option<u64> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -175,7 +182,7 @@ impl<'a> Cursor<'a> {
         None
     }
 
-    fn length(&mut self) -> Option<usize> {
+    pub(crate) fn length(&mut self) -> Option<usize> {
         usize::try_from(self.uleb()?).ok()
     }
 }

@@ -13,6 +13,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     bytecode::Template,
     sync::{RwLock, RwLockWriteGuard},
+    usage::Usage,
 };
 
 /// How many codes each generation of the table remembers. A program has hundreds; generated code may have more.
@@ -28,6 +29,7 @@ pub struct Code {
     /// The dump, as `string.dump` writes it, debug information included.
     pub bytes: Box<[u8]>,
     factory: OnceLock<Option<Box<[u8]>>>,
+    usage: OnceLock<Usage>,
 }
 
 impl Code {
@@ -36,6 +38,12 @@ impl Code {
         self.factory
             .get_or_init(|| template?.splice(&self.bytes).map(Vec::into_boxed_slice))
             .as_deref()
+    }
+
+    /// What it reads and assigns, found once in the process.
+    #[inline]
+    pub fn usage(&self) -> &Usage {
+        self.usage.get_or_init(|| Usage::of(&self.bytes))
     }
 }
 
@@ -70,6 +78,7 @@ pub fn intern(bytes: &[u8]) -> Arc<Code> {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             bytes: bytes.into(),
             factory: OnceLock::new(),
+            usage: OnceLock::new(),
         }),
     };
     if table.young.len() >= GENERATION {

@@ -9,8 +9,25 @@ use std::ffi::c_int;
 use crate::{
     functions::Functions,
     luajit::{self, ffi, lua_State, lua_upvaluejoin, push_bytes},
-    wire::{self, MAX_DEPTH, MAX_KEYS, Malformed, Message, Reader, tag},
+    origin::Origin,
+    wire::{self, MAX_DEPTH, MAX_KEYS, Malformed, Message, Reader, flag, tag},
 };
+
+/// What a message is to its receiver.
+#[derive(Debug)]
+pub enum Role<'a> {
+    /// A job's, for the session in this slot; what the outcome may speak of is kept in `origin`.
+    Job {
+        /// The job's slot, under which its objects are kept.
+        slot: usize,
+        /// Filled if the message asks for it.
+        origin: &'a mut Origin,
+    },
+    /// A pool's init.
+    Init,
+    /// An outcome or a report; of a job that was sent under this ticket, if it speaks of what was kept then.
+    Outcome(Option<u64>),
+}
 
 /// Pushes the handle of a pool with this id: told by `host`, which owns the metatable. May raise.
 pub type PushPool = unsafe fn(*mut lua_State, u32);
@@ -37,13 +54,20 @@ struct Decoder<'a> {
     message: &'a Message,
     reader: Reader<'a>,
     scratch: &'a mut Scratch,
+    role: Role<'a>,
+    flags: u8,
+    /// The next of the deferred objects to be filled.
+    deferred_next: usize,
     ordinals: u32,
     keys: c_int,
 }
 
-/// Stack places in the inner function: its argument, the table of objects that are named again (or nil), the keys.
+/// Stack places in the inner function, behind its argument: the table of objects that are named again, the environment of
+/// functions that have none of their own, the table of the receiver's own objects (nil where there is none); the keys.
 const OBJECTS: c_int = 2;
-const FIRST_KEY: c_int = 3;
+const ENVIRONMENT: c_int = 3;
+const OWN: c_int = 4;
+const FIRST_KEY: c_int = 5;
 
 /// Why decoding stopped; a `Copy` type, since it passes frames that LuaJIT may unwind.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +101,7 @@ pub unsafe fn decode(
     push_pool: PushPool,
     message: &Message,
     scratch: &mut Scratch,
+    role: Role<'_>,
 ) -> Result<c_int, Raised> {
     scratch.deferred.clear();
     scratch.cells.clear();
@@ -87,6 +112,9 @@ pub unsafe fn decode(
         message,
         reader: Reader::new(&message.bytes),
         scratch,
+        role,
+        flags: 0,
+        deferred_next: 0,
         ordinals: 0,
         keys: 0,
     };
@@ -135,6 +163,7 @@ impl Decoder<'_> {
             if self.reader.u8()? != wire::VERSION {
                 return Err(Stop::Malformed);
             }
+            self.flags = self.reader.u8()?;
             self.keys = c_int::from(self.reader.u8()?);
             if self.keys > MAX_KEYS as c_int {
                 return Err(Stop::Malformed);
@@ -144,16 +173,63 @@ impl Decoder<'_> {
                 return Err(Stop::Malformed);
             }
             let count = count as c_int;
-            let room = count.saturating_add((MAX_DEPTH * 4 + MAX_KEYS + 20) as c_int);
+            let room = count.saturating_add((MAX_DEPTH * 4 + MAX_KEYS + 30) as c_int);
             ffi::luaL_checkstack_(self.state, room, c"too many values received".as_ptr());
             ffi::lua_settop(self.state, FIRST_KEY + self.keys - 1);
             self.keys = 0;
+            self.prepare();
             for _ in 0..count {
                 self.value(0)?;
             }
-            let mut next = 0;
-            while let Some(Deferred { ordinal, tag }) = self.scratch.deferred.get(next).copied() {
-                next += 1;
+            loop {
+                self.bodies()?;
+                if self.reader.remaining() == 0 {
+                    break;
+                }
+                self.extra()?;
+            }
+            self.keep_all();
+            Ok(count)
+        }
+    }
+
+    /// Makes or finds what the role brings.
+    unsafe fn prepare(&mut self) {
+        // SAFETY: what is pushed goes to the places made for it.
+        unsafe {
+            match self.role {
+                Role::Job { .. } | Role::Init => {
+                    if self.flags & flag::ENV != 0 {
+                        let init = matches!(self.role, Role::Init);
+                        let open = self.flags & flag::OPEN_ENV != 0;
+                        self.functions.push_environment(self.state, open, init);
+                        ffi::lua_replace(self.state, ENVIRONMENT);
+                    }
+                }
+                Role::Outcome(Some(ticket)) => {
+                    self.functions.recall(self.state, self.functions.kept, ticket as c_int);
+                    if ffi::lua_type(self.state, -1) == ffi::LUA_TTABLE {
+                        // The globals that the sender had, if those are a job's here.
+                        ffi::lua_rawgeti_(self.state, -1, 0);
+                        if self.functions.is_environment(self.state, -1) {
+                            ffi::lua_replace(self.state, ENVIRONMENT);
+                        } else {
+                            ffi::lua_settop(self.state, -2);
+                        }
+                    }
+                    ffi::lua_replace(self.state, OWN);
+                }
+                Role::Outcome(None) => {}
+            }
+        }
+    }
+
+    /// Fills all objects that were deferred.
+    unsafe fn bodies(&mut self) -> Step {
+        // SAFETY: each object is pushed, filled and taken off.
+        unsafe {
+            while let Some(Deferred { ordinal, tag }) = self.scratch.deferred.get(self.deferred_next).copied() {
+                self.deferred_next += 1;
                 self.push_object(ordinal)?;
                 let at = ffi::lua_gettop(self.state);
                 if tag & tag::KIND == tag::TABLE {
@@ -165,10 +241,149 @@ impl Decoder<'_> {
                 }
                 ffi::lua_settop(self.state, at - 1);
             }
-            if self.reader.remaining() != 0 {
+            Ok(())
+        }
+    }
+
+    /// Stores what the job's end will need, and gives the job's thread its environment if that can be looked at.
+    unsafe fn keep_all(&mut self) {
+        let Role::Job { slot, origin } = &mut self.role else { return };
+        // SAFETY: what is pushed is stored or taken off.
+        unsafe {
+            if self.flags & flag::OPEN_ENV != 0 {
+                ffi::lua_pushthread(self.state);
+                ffi::lua_pushvalue(self.state, ENVIRONMENT);
+                ffi::lua_setfenv(self.state, -2);
+                ffi::lua_settop(self.state, -2);
+            }
+            if self.flags & flag::KEEP == 0 {
+                return;
+            }
+            std::mem::swap(&mut origin.cells, &mut self.scratch.cells);
+            if ffi::lua_type(self.state, OBJECTS) == ffi::LUA_TNIL {
+                ffi::lua_createtable(self.state, 0, 1);
+                ffi::lua_replace(self.state, OBJECTS);
+            }
+            ffi::lua_pushvalue(self.state, ENVIRONMENT);
+            ffi::lua_rawseti_(self.state, OBJECTS, 0);
+            ffi::lua_pushvalue(self.state, OBJECTS);
+            self.functions.store(self.state, self.functions.theirs, *slot as c_int);
+        }
+    }
+
+    /// Reads what stands behind the values.
+    unsafe fn extra(&mut self) -> Step {
+        let tag = self.reader.u8()?;
+        // SAFETY: what is pushed is stored or taken off.
+        unsafe {
+            let top = ffi::lua_gettop(self.state);
+            match tag {
+                tag::GLOBAL | tag::LEFT_OUT => self.global(tag)?,
+                tag::SET..=tag::SET_BYTES => self.change(tag)?,
+                _ => return Err(Stop::Malformed),
+            }
+            ffi::lua_settop(self.state, top);
+            Ok(())
+        }
+    }
+
+    /// A global of the script's: it goes into the job's environment, unless this VM has one of that name.
+    unsafe fn global(&mut self, tag: u8) -> Step {
+        let name = self.reader.string()?;
+        // SAFETY: as `extra`; the environment is a table.
+        unsafe {
+            if ffi::lua_type(self.state, ENVIRONMENT) != ffi::LUA_TTABLE {
                 return Err(Stop::Malformed);
             }
-            Ok(count)
+            if tag == tag::LEFT_OUT {
+                let why = self.reader.string()?;
+                self.functions.leave_out(self.state, ENVIRONMENT, name, why);
+                return Ok(());
+            }
+            push_bytes(self.state, name);
+            self.value(0)?;
+            self.functions.push_globals(self.state);
+            ffi::lua_pushvalue(self.state, -3);
+            ffi::lua_rawget_(self.state, -2);
+            let has = ffi::lua_type(self.state, -1) != ffi::LUA_TNIL;
+            ffi::lua_settop(self.state, -3);
+            if !has {
+                ffi::lua_rawset(self.state, ENVIRONMENT);
+            }
+            Ok(())
+        }
+    }
+
+    /// A change of one of the receiver's own objects.
+    unsafe fn change(&mut self, tag: u8) -> Step {
+        // SAFETY: as `extra`; the type of each object is checked before it is changed.
+        unsafe {
+            let at = ffi::lua_gettop(self.state) + 1;
+            if tag == tag::SET_GLOBAL {
+                if ffi::lua_type(self.state, OWN) != ffi::LUA_TTABLE {
+                    return Err(Stop::Malformed);
+                }
+                ffi::lua_rawgeti_(self.state, OWN, 0);
+            } else {
+                self.push_own()?;
+            }
+            let is = |kind: c_int| ffi::lua_type(self.state, at) == kind;
+            let fits = match tag {
+                tag::SET | tag::SET_META | tag::SET_GLOBAL => is(ffi::LUA_TTABLE),
+                tag::SET_BYTES => is(luajit::LUA_TCDATA),
+                _ => is(ffi::LUA_TFUNCTION) && ffi::lua_iscfunction(self.state, at) == 0,
+            };
+            if !fits {
+                return Err(Stop::Malformed);
+            }
+            match tag {
+                tag::SET | tag::SET_GLOBAL => {
+                    self.value(0)?;
+                    self.value(0)?;
+                    ffi::lua_rawset(self.state, at);
+                }
+                tag::SET_CELL => {
+                    let upvalue = c_int::from(self.reader.u8()?);
+                    self.value(0)?;
+                    if ffi::lua_setupvalue(self.state, at, upvalue).is_null() {
+                        return Err(Stop::Malformed);
+                    }
+                }
+                tag::SET_BYTES => {
+                    let bytes = self.reader.string()?;
+                    ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, luajit::CDATA_FILL.as_ptr());
+                    ffi::lua_pushvalue(self.state, at);
+                    push_bytes(self.state, bytes);
+                    ffi::lua_call(self.state, 2, 0);
+                }
+                _ => {
+                    self.value(0)?;
+                    let kind = ffi::lua_type(self.state, -1);
+                    let removed = tag == tag::SET_META && kind == ffi::LUA_TNIL;
+                    if kind != ffi::LUA_TTABLE && !removed {
+                        return Err(Stop::Malformed);
+                    }
+                    if tag == tag::SET_META {
+                        ffi::lua_setmetatable(self.state, at);
+                    } else {
+                        ffi::lua_setfenv(self.state, at);
+                    }
+                }
+            }
+            Ok(())
+        }
+    }
+
+    /// Pushes one of the receiver's own objects.
+    unsafe fn push_own(&mut self) -> Step {
+        let ordinal = u32::try_from(self.reader.varint()?).map_err(|_| Stop::Malformed)?;
+        // SAFETY: a table is asked for a field, or nothing happens.
+        unsafe {
+            if ffi::lua_type(self.state, OWN) != ffi::LUA_TTABLE {
+                return Err(Stop::Malformed);
+            }
+            ffi::lua_rawgeti_(self.state, OWN, (ordinal as c_int).wrapping_add(1));
+            if ffi::lua_type(self.state, -1) == ffi::LUA_TNIL { Err(Stop::Malformed) } else { Ok(()) }
         }
     }
 
@@ -183,11 +398,7 @@ impl Decoder<'_> {
                 tag::FALSE => ffi::lua_pushboolean(self.state, 0),
                 tag::TRUE => ffi::lua_pushboolean(self.state, 1),
                 tag::NUMBER => ffi::lua_pushnumber(self.state, self.reader.f64()?),
-                tag::INT => {
-                    let zigzag = self.reader.varint()? as u32;
-                    let whole = ((zigzag >> 1) as i32) ^ -((zigzag & 1) as i32);
-                    ffi::lua_pushnumber(self.state, f64::from(whole));
-                }
+                tag::INT => ffi::lua_pushnumber(self.state, self.reader.int()?),
                 tag::STR8 => {
                     let len = usize::from(self.reader.u8()?);
                     push_bytes(self.state, self.reader.take(len)?);
@@ -215,6 +426,7 @@ impl Decoder<'_> {
                 }
                 tag::NAMED => return self.named(),
                 tag::POOL => (self.push_pool)(self.state, self.reader.u32()?),
+                tag::OWN => return self.push_own(),
                 tag::REF => {
                     let ordinal = self.reader.varint()?;
                     return self.push_object(u32::try_from(ordinal).map_err(|_| Stop::Malformed)?);
@@ -222,6 +434,7 @@ impl Decoder<'_> {
                 _ if tag & tag::KIND == tag::TABLE => return self.table(tag, depth),
                 _ if tag & tag::KIND == tag::CDATA => return self.cdata(tag),
                 _ if tag & tag::KIND == tag::FUNC => return self.function(tag, depth),
+                _ if tag & tag::KIND == tag::PACKED => return self.packed(tag, depth),
                 _ => return Err(Stop::Malformed),
             }
         }
@@ -244,10 +457,59 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    /// Pushes `package.loaded[module]`, or a field of it.
+    /// Pushes an object that its module's `__msys_unpack` makes.
+    unsafe fn packed(&mut self, tag: u8, depth: usize) -> Step {
+        if depth > 2 * MAX_DEPTH || tag & tag::DEFERRED != 0 {
+            return Err(Stop::Malformed);
+        }
+        let module = self.reader.string()?;
+        let ordinal = self.ordinals;
+        self.ordinals = self.ordinals.wrapping_add(1);
+        let kept = self.origin().map(|origin| origin.objects.push(std::ptr::null())).is_some();
+        // SAFETY: a function and its argument become the object. A raise ends the protected call.
+        unsafe {
+            ffi::luaL_checkstack_(self.state, (MAX_DEPTH * 4) as c_int, c"too many packed objects".as_ptr());
+            let at = ffi::lua_gettop(self.state) + 1;
+            self.push_named(module, b"__msys_unpack")?;
+            self.value(depth + 1)?;
+            ffi::lua_call(self.state, 1, 1);
+            let object = ffi::lua_topointer(self.state, at);
+            if kept
+                && let Some(origin) = self.origin()
+                && let Some(place) = origin.objects.get_mut(ordinal as usize)
+            {
+                *place = object;
+            }
+            if kept || tag & tag::SHARED != 0 {
+                self.keep(ordinal);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is kept for the job's end, if the message asks for it.
+    fn origin(&mut self) -> Option<&mut Origin> {
+        match &mut self.role {
+            Role::Job { origin, .. } if self.flags & flag::KEEP != 0 => Some(origin),
+            _ => None,
+        }
+    }
+
     unsafe fn named(&mut self) -> Step {
         let module = self.reader.string()?;
         let field = self.reader.string()?;
+        // SAFETY: one value is pushed.
+        unsafe {
+            if module == b"_G" && field.is_empty() && ffi::lua_type(self.state, ENVIRONMENT) == ffi::LUA_TTABLE {
+                ffi::lua_pushvalue(self.state, ENVIRONMENT);
+                return Ok(());
+            }
+            self.push_named(module, field)
+        }
+    }
+
+    /// Pushes `package.loaded[module]`, or a field of it.
+    unsafe fn push_named(&mut self, module: &[u8], field: &[u8]) -> Step {
         // SAFETY: four values at most. A module's `__index` may raise, which ends the decoding with its error.
         unsafe {
             ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
@@ -322,8 +584,11 @@ impl Decoder<'_> {
     unsafe fn begin(&mut self, tag: u8) -> u32 {
         let ordinal = self.ordinals;
         self.ordinals = self.ordinals.wrapping_add(1);
-        if tag & (tag::SHARED | tag::DEFERRED) != 0 {
-            // SAFETY: the caller has pushed the object.
+        // SAFETY: the caller has pushed the object.
+        let object = unsafe { ffi::lua_topointer(self.state, -1) };
+        let kept = self.origin().map(|origin| origin.objects.push(object)).is_some();
+        if kept || tag & (tag::SHARED | tag::DEFERRED) != 0 {
+            // SAFETY: as above.
             unsafe { self.keep(ordinal) };
         }
         if tag & tag::DEFERRED != 0 {
@@ -340,7 +605,7 @@ impl Decoder<'_> {
     }
 
     unsafe fn table(&mut self, tag: u8, depth: usize) -> Step {
-        if depth > MAX_DEPTH {
+        if depth > 2 * MAX_DEPTH {
             return Err(Stop::Malformed);
         }
         // SAFETY: the table stays on the stack while it is filled.
@@ -391,7 +656,7 @@ impl Decoder<'_> {
     }
 
     unsafe fn function(&mut self, tag: u8, depth: usize) -> Step {
-        if depth > MAX_DEPTH {
+        if depth > 2 * MAX_DEPTH {
             return Err(Stop::Malformed);
         }
         let code = usize::try_from(self.reader.varint()?).map_err(|_| Stop::Malformed)?;
@@ -402,11 +667,15 @@ impl Decoder<'_> {
             if !self.functions.push_closure(self.state, code) {
                 return Err(Stop::Code);
             }
+            let at = ffi::lua_gettop(self.state);
+            if tag & tag::ENV == 0 && ffi::lua_type(self.state, ENVIRONMENT) == ffi::LUA_TTABLE {
+                ffi::lua_pushvalue(self.state, ENVIRONMENT);
+                ffi::lua_setfenv(self.state, at);
+            }
             let ordinal = self.begin(tag);
             if tag & tag::DEFERRED != 0 {
                 return Ok(());
             }
-            let at = ffi::lua_gettop(self.state);
             self.cells_of(at, ordinal, tag, depth)
         }
     }
@@ -437,6 +706,11 @@ impl Decoder<'_> {
                         let number = usize::try_from(self.reader.varint()?).map_err(|_| Stop::Malformed)?;
                         let (owner, place) = self.scratch.cells.get(number).copied().ok_or(Stop::Malformed)?;
                         self.push_object(owner)?;
+                        self.join(at, upvalue, place)?;
+                    }
+                    tag::CELL_OWN => {
+                        self.push_own()?;
+                        let place = self.reader.u8()?;
                         self.join(at, upvalue, place)?;
                     }
                     _ => return Err(Stop::Malformed),

@@ -21,7 +21,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::{
     bytecode::{Template, template_source},
     code::Code,
-    luajit::{MAX_UPVALUES, ffi, lua_State},
+    luajit::{MAX_UPVALUES, ffi, lua_State, push_bytes},
 };
 
 /// How many factories a generation holds.
@@ -54,6 +54,26 @@ pub struct Functions {
     young: Cell<c_int>,
     old: Cell<c_int>,
     loaded: Cell<usize>,
+    /// Registry references of tables: by ticket, what jobs sent from here may speak of; by slot, the objects of jobs here.
+    pub kept: c_int,
+    /// See `kept`.
+    pub theirs: c_int,
+    environments: Cell<Option<Environments>>,
+    /// There has been an environment of a job's own.
+    has_environments: Cell<bool>,
+}
+
+/// Registry references of what makes the environments of jobs (`lua/msys/environment.lua`).
+#[derive(Clone, Copy, Debug)]
+pub struct Environments {
+    /// `new(open, init)` → environment
+    pub new: c_int,
+    /// `leave_out(environment, name, why)`
+    pub leave_out: c_int,
+    /// The set of those made, with weak keys.
+    pub known: c_int,
+    /// `kind_of(value)` → what it is, for a person
+    pub kind_of: c_int,
 }
 
 impl Functions {
@@ -70,7 +90,13 @@ impl Functions {
             let old = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
             ffi::lua_pushvalue(state, ffi::LUA_GLOBALSINDEX);
             let globals_ref = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+            ffi::lua_createtable(state, 0, 0);
+            let kept = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+            ffi::lua_createtable(state, 0, 0);
+            let theirs = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
             Self {
+                kept,
+                theirs,
                 globals_ref,
                 fingerprint: Cell::new(0),
                 globals: ffi::lua_topointer(state, ffi::LUA_GLOBALSINDEX),
@@ -79,6 +105,8 @@ impl Functions {
                 young: Cell::new(young),
                 old: Cell::new(old),
                 loaded: Cell::new(0),
+                environments: Cell::new(None),
+                has_environments: Cell::new(false),
             }
         }
     }
@@ -97,6 +125,127 @@ impl Functions {
     #[inline]
     pub fn name_of(&self, object: *const c_void) -> Option<Name> {
         self.names.borrow().get(&object).cloned()
+    }
+
+    /// Tells what makes the environments of jobs.
+    pub fn set_environments(&self, environments: Environments) {
+        self.environments.set(Some(environments));
+    }
+
+    /// Pushes a new environment for a job. May raise.
+    ///
+    /// # Safety
+    /// As `push_closure`.
+    pub unsafe fn push_environment(&self, state: *mut lua_State, open: bool, init: bool) {
+        // SAFETY: a function and its arguments, of which one value is left.
+        unsafe {
+            let Some(environments) = self.environments.get() else {
+                ffi::lua_pushvalue(state, ffi::LUA_GLOBALSINDEX);
+                return;
+            };
+            self.has_environments.set(true);
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, environments.new);
+            ffi::lua_pushboolean(state, c_int::from(open));
+            ffi::lua_pushboolean(state, c_int::from(init));
+            ffi::lua_call(state, 2, 1);
+        }
+    }
+
+    /// Notes in the environment at `at` why the global `name` is not there. May raise.
+    ///
+    /// # Safety
+    /// As `push_closure`.
+    pub unsafe fn leave_out(&self, state: *mut lua_State, at: c_int, name: &[u8], why: &[u8]) {
+        let Some(environments) = self.environments.get() else { return };
+        // SAFETY: a function and its arguments, which the call takes off.
+        unsafe {
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, environments.leave_out);
+            ffi::lua_pushvalue(state, at);
+            push_bytes(state, name);
+            push_bytes(state, why);
+            ffi::lua_call(state, 3, 0);
+        }
+    }
+
+    /// Pushes what the value at `at` is, in words. May raise.
+    ///
+    /// # Safety
+    /// As `push_closure`.
+    pub unsafe fn push_kind(&self, state: *mut lua_State, at: c_int) {
+        // SAFETY: a function and its argument, of which a string is left.
+        unsafe {
+            let Some(environments) = self.environments.get() else { return push_bytes(state, b"value") };
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, environments.kind_of);
+            ffi::lua_pushvalue(state, at);
+            ffi::lua_call(state, 1, 1);
+        }
+    }
+
+    /// Whether the table at `at` is the globals or the environment of a job: what crosses as the receiver's globals.
+    ///
+    /// # Safety
+    /// As `push_closure`.
+    #[inline]
+    pub unsafe fn is_globals(&self, state: *mut lua_State, at: c_int) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { ffi::lua_topointer(state, at) == self.globals || self.is_environment(state, at) }
+    }
+
+    /// Whether the table at `at` is the environment of a job.
+    ///
+    /// # Safety
+    /// As `push_closure`.
+    #[inline]
+    pub unsafe fn is_environment(&self, state: *mut lua_State, at: c_int) -> bool {
+        let Some(environments) = self.environments.get().filter(|_| self.has_environments.get()) else { return false };
+        // SAFETY: asks a table for a key; what is pushed is taken off.
+        unsafe {
+            let top = ffi::lua_gettop(state);
+            ffi::lua_pushvalue(state, at);
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, environments.known);
+            ffi::lua_insert(state, -2);
+            ffi::lua_rawget_(state, -2);
+            let known = ffi::lua_type(state, -1) != ffi::LUA_TNIL;
+            ffi::lua_settop(state, top);
+            known
+        }
+    }
+
+    /// Takes the value on top off, and makes it entry `place` of the table `table` ([`Self::kept`], [`Self::theirs`]).
+    /// May raise.
+    ///
+    /// # Safety
+    /// As `push_closure`, a value on top.
+    pub unsafe fn store(&self, state: *mut lua_State, table: c_int, place: c_int) {
+        // SAFETY: the references are tables.
+        unsafe {
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, table);
+            ffi::lua_insert(state, -2);
+            ffi::lua_rawseti_(state, -2, place);
+            ffi::lua_settop(state, -2);
+        }
+    }
+
+    /// Pushes entry `place` of the table `table`.
+    ///
+    /// # Safety
+    /// As `push_closure`.
+    pub unsafe fn recall(&self, state: *mut lua_State, table: c_int, place: c_int) {
+        // SAFETY: the references are tables.
+        unsafe {
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, table);
+            ffi::lua_rawgeti_(state, -1, place);
+            ffi::lua_remove(state, -2);
+        }
+    }
+
+    /// Pushes the VM's globals.
+    ///
+    /// # Safety
+    /// As `push_closure`.
+    pub unsafe fn push_globals(&self, state: *mut lua_State) {
+        // SAFETY: one push.
+        unsafe { ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.globals_ref) };
     }
 
     /// Gives the running coroutine's thread the VM's globals, if something has set others.

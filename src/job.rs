@@ -139,6 +139,8 @@ pub struct Parcel {
     pub paths: u32,
     /// The submitter's name for whatever waits.
     pub ticket: u64,
+    /// The submitter keeps, under that ticket, the objects of which the outcome may speak.
+    pub kept: bool,
     /// Where the outcome goes.
     pub reply: Option<Arc<Inbox>>,
     /// The host in whose name it runs, if that is not `reply`: reports go there.

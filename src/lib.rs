@@ -12,12 +12,12 @@ macro_rules! without_loom {
 }
 
 pub(crate) mod sync;
-without_loom! { luajit error bytecode code wire outcome }
+without_loom! { luajit error bytecode usage code wire outcome }
 pub mod waker;
 pub mod mailbox;
 pub mod sleep;
 without_loom! { gate timer job pool registry }
-without_loom! { functions encode decode vm host worker }
+without_loom! { origin functions encode decode changes vm host worker }
 
 /// The module `msys.native`, for the Lua state that requires it.
 ///

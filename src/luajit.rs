@@ -20,6 +20,8 @@ pub const LUA_TCDATA: c_int = 10;
 pub const CDATA_PACK: &CStr = c"msys.cdata.pack";
 /// See [`CDATA_PACK`].
 pub const CDATA_UNPACK: &CStr = c"msys.cdata.unpack";
+/// See [`CDATA_PACK`].
+pub const CDATA_FILL: &CStr = c"msys.cdata.fill";
 
 #[allow(clippy::missing_safety_doc, reason = "LuaJIT's own functions; the preconditions are those of the C API")]
 unsafe extern "C-unwind" {

@@ -12,11 +12,12 @@ use std::{
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::{
-    decode, encode,
+    changes, decode, encode,
     error::{Error, Result},
     functions::Functions,
     job::{Chain, Ids, Inbox, Job, Kind, Mode, new_job},
     mailbox::{Mailbox, Taken},
+    origin::Origin,
     pool::{self, Load, Pool, Turn, Worker},
     registry,
     sleep::Rank,
@@ -55,6 +56,8 @@ pub enum Next {
 pub struct Running {
     /// Its parcel; the message is the closure until it is opened.
     pub job: Job,
+    /// What it came in, if its outcome is to speak of that.
+    pub origin: Option<Box<Origin>>,
     started: Instant,
 }
 
@@ -65,6 +68,8 @@ pub struct Scratch {
     pub encode: encode::Scratch,
     /// For `decode`.
     pub decode: decode::Scratch,
+    /// For `changes`.
+    pub changes: changes::Scratch,
 }
 
 /// See the module.
@@ -105,6 +110,8 @@ pub struct Vm {
     generation: Cell<u32>,
     ids: RefCell<Ids>,
     spare: RefCell<Vec<Job>>,
+    #[allow(clippy::vec_box, reason = "as `scratch`")]
+    origins: RefCell<Vec<Box<Origin>>>,
     #[allow(clippy::vec_box, reason = "taken and given back as boxes: a call moves a pointer, not the maps")]
     scratch: RefCell<Vec<Box<Scratch>>>,
     pools: RefCell<Vec<Option<Arc<Pool>>>>,
@@ -152,6 +159,7 @@ impl Vm {
             generation: Cell::new(registry::generation()),
             ids: RefCell::default(),
             spare: RefCell::default(),
+            origins: RefCell::default(),
             scratch: RefCell::default(),
             pools: RefCell::default(),
         }
@@ -170,6 +178,17 @@ impl Vm {
     /// Gives buffers back.
     pub fn return_scratch(&self, scratch: Box<Scratch>) {
         self.scratch.borrow_mut().push(scratch);
+    }
+
+    /// Room for what a job came in.
+    pub fn take_origin(&self) -> Box<Origin> {
+        self.origins.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Gives it back.
+    pub fn return_origin(&self, mut origin: Box<Origin>) {
+        origin.clear();
+        self.origins.borrow_mut().push(origin);
     }
 
     /// An empty parcel.
@@ -498,7 +517,7 @@ impl Vm {
             *self.root.borrow_mut() = host.cloned();
         }
         self.sessions.set(self.sessions.get() + 1);
-        let running = Some(Running { job, started: Instant::now() });
+        let running = Some(Running { job, origin: None, started: Instant::now() });
         let mut slots = self.running.borrow_mut();
         if let Some(slot) = self.vacant.borrow_mut().pop()
             && let Some(place) = slots.get_mut(slot)

@@ -4,20 +4,28 @@
 //! bytes (code, modules to load first) stands beside them in the [`Message`] and is named by its place there.
 //!
 //! ```text
-//! message  = version keys:u8  count:varint  value*count  body*          a body for each deferred object, in order
+//! message  = version flags keys:u8  count:varint  value*count  (body | extra)*
+//! body     = what was left out of a deferred object, in their order; all that wait stand before the next extra
 //! value    = NIL | FALSE | TRUE | NUMBER f64 | INT zigzag | STR8 u8 bytes | STR32 u32 bytes | LIGHT u64
 //!          | KEY bytes | KEYREF u8        a table's string keys: the n-th KEY of a message is KEYREF n later
 //!          | NAMED str str                a module's field; an empty second name: the module itself
-//!          | POOL u32 | REF ordinal
+//!          | POOL u32 | REF ordinal | OWN ordinal
 //!          | TABLE+flags [contents [value]]   the metatable behind the contents, where flags say META
 //!          | FUNC+flags code:varint nups:u8 [value] [cell*nups]   the environment first, where flags say ENV
 //!          | CDATA+flags str str            the name of an FFI type of numbers, and the bytes
+//!          | PACKED+flags str value         the module that unpacks it, and what its `__msys_pack` gave
 //! contents = narr:u32 nrec:u32 value*narr (value value)*nrec
-//! cell     = CELL value | CELL_SHARED value | CELLREF ordinal
+//! cell     = CELL value | CELL_SHARED value | CELLREF ordinal | CELL_OWN ordinal upvalue:u8
+//! extra    = GLOBAL str value | LEFT_OUT str str            a job's: a global by name; or why it is not there
+//!          | SET ordinal value value | SET_META ordinal value | SET_CELL ordinal upvalue:u8 value     an outcome's: changes
+//!          | SET_ENV ordinal value | SET_GLOBAL value value | SET_BYTES ordinal str       of what the job was sent
 //! ```
 //! **Identity.** Tables, functions and cdata are numbered in the order in which they begin, cells in an order of their own. An
 //! object is written where it is first met; met again, it is a REF, and the flag SHARED is set in the tag already
 //! written. So the decoder keeps only those objects that are named again.
+//!
+//! **Both ways.** With the flag KEEP in a job's message, both sides keep all its objects by ordinal. The outcome then names the
+//! submitter's own objects: OWN, CELL_OWN, and the SET extras, which change them.
 //!
 //! **Depth.** Beyond [`MAX_DEPTH`] nested objects an object's contents are DEFERRED: the value ends behind its head, and
 //! the contents follow as a body behind the roots. Neither side recurses deeper, whatever the message.
@@ -27,13 +35,25 @@ use std::sync::Arc;
 use crate::code::Code;
 
 /// First byte of a message; a change of the format changes it.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
+/// How many bytes stand before the count of values.
+pub const HEADER: usize = 3;
 /// How many objects may be nested before contents are deferred. Two Lua stack slots are needed for each.
 pub const MAX_DEPTH: usize = 48;
 /// How many distinct keys a message numbers: the decoder keeps that many stack slots for them.
 pub const MAX_KEYS: usize = 100;
 
-/// The first byte of a value.
+/// The second byte of a message.
+pub mod flag {
+    /// Keep all objects: the outcome will speak of them.
+    pub const KEEP: u8 = 1;
+    /// Functions get an environment of the job's own.
+    pub const ENV: u8 = 2;
+    /// That environment can be looked at, or code that has not been seen may use it.
+    pub const OPEN_ENV: u8 = 4;
+}
+
+/// The first byte of a value or an extra.
 pub mod tag {
     #![allow(missing_docs, reason = "the grammar above says what each is")]
     pub const NIL: u8 = 0;
@@ -52,9 +72,20 @@ pub mod tag {
     pub const CELL: u8 = 13;
     pub const CELL_SHARED: u8 = 14;
     pub const CELLREF: u8 = 15;
+    pub const CELL_OWN: u8 = 16;
+    pub const OWN: u8 = 17;
+    pub const GLOBAL: u8 = 18;
+    pub const LEFT_OUT: u8 = 19;
+    pub const SET: u8 = 20;
+    pub const SET_META: u8 = 21;
+    pub const SET_CELL: u8 = 22;
+    pub const SET_ENV: u8 = 23;
+    pub const SET_GLOBAL: u8 = 24;
+    pub const SET_BYTES: u8 = 25;
     pub const TABLE: u8 = 0x40;
     pub const FUNC: u8 = 0x60;
     pub const CDATA: u8 = 0x80;
+    pub const PACKED: u8 = 0xa0;
     /// The kinds with flags: `tag & KIND`.
     pub const KIND: u8 = 0xe0;
     pub const SHARED: u8 = 1;
@@ -78,6 +109,11 @@ impl Message {
     /// With memory for a small closure: growing there costs more than having it.
     pub fn small() -> Self {
         Self { bytes: Vec::with_capacity(128), codes: Vec::with_capacity(2), modules: Vec::new() }
+    }
+
+    /// Whether it asks its receiver to keep its objects.
+    pub fn keeps(&self) -> bool {
+        self.bytes.get(1).is_some_and(|flags| flags & flag::KEEP != 0)
     }
 
     /// Empties the message and keeps its memory, unless that is so large that keeping it would be a leak.
@@ -190,6 +226,14 @@ impl<'a> Reader<'a> {
             }
         }
         Err(Malformed)
+    }
+
+    /// A whole number of 32 bits.
+    #[inline]
+    pub fn int(&mut self) -> Result<f64, Malformed> {
+        let zigzag = self.varint()? as u32;
+        let whole = ((zigzag >> 1) as i32) ^ -((zigzag & 1) as i32);
+        Ok(f64::from(whole))
     }
 
     /// A byte string behind its varint length.

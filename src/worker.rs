@@ -23,6 +23,7 @@ const FACE: &[(&str, &str)] = &[
     ("msys", include_str!("../lua/msys/init.lua")),
     ("msys.cdata", include_str!("../lua/msys/cdata.lua")),
     ("msys.core", include_str!("../lua/msys/core.lua")),
+    ("msys.environment", include_str!("../lua/msys/environment.lua")),
     ("msys.names", include_str!("../lua/msys/names.lua")),
     ("msys.refusal", include_str!("../lua/msys/refusal.lua")),
     ("msys.scheduler", include_str!("../lua/msys/scheduler.lua")),

@@ -134,7 +134,16 @@ function native.fresh_names(source) end
 --- What takes FFI objects apart, and what makes them: see `msys.cdata`.
 ---@param pack fun(value: any): string?, string?
 ---@param unpack fun(name: string, bytes: string): any
-function native.set_cdata(pack, unpack) end
+---@param fill fun(value: any, bytes: string)
+function native.set_cdata(pack, unpack, fill) end
+
+--- What makes the environments of jobs: see `msys.environment`.
+---@param new fun(open: boolean, init: boolean): table
+---@param leave_out fun(env: table, name: string, why: string)
+---@param known table<table, true>
+---@param kind_of fun(value: any): string
+---@param builtin fun(): string
+function native.set_environment(new, leave_out, known, kind_of, builtin) end
 
 ---@param name string
 function native.module_tried(name) end

@@ -120,6 +120,14 @@ function cdata.unpack(name, bytes)
   return value
 end
 
-native.set_cdata(cdata.pack, cdata.unpack)
+--- Copies bytes that `pack` gave into an object of that type.
+---@param value any
+---@param bytes string
+function cdata.fill(value, bytes)
+  ffi = ffi or require "ffi"
+  ffi.copy(value, bytes, math.min(#bytes, ffi.sizeof(value)))
+end
+
+native.set_cdata(cdata.pack, cdata.unpack, cdata.fill)
 
 return cdata

@@ -9,6 +9,7 @@ jit.off(true, true)
 local native = require "msys.native"
 local scheduler = require "msys.scheduler"
 require "msys.cdata"
+local environment = require "msys.environment"
 local submit = require "msys.submit"
 
 ---@class msys
@@ -24,6 +25,16 @@ local msys = {
 
 local function check_function(fn, name)
   if type(fn) ~= "function" then error(("%s: fn must be a function, got %s"):format(name, type(fn)), 3) end
+end
+
+--- Says whether script globals that a job's functions name come along with the job (they do). Gives what was said before.
+---@param on? boolean  nil: only asks
+---@return boolean before
+function msys.capture(on)
+  if on ~= nil and type(on) ~= "boolean" then
+    error("msys.capture: on must be a boolean, got " .. type(on), 2)
+  end
+  return environment.capture(on)
 end
 
 --- Starts a session: `fn(...)` in a coroutine that msys may suspend and resume. It begins when the scheduler next runs:

@@ -1,6 +1,7 @@
 --- `msys.runInPool`: what the caller gave, checked; the job, sent; the outcome, awaited.
 
 local core = require "msys.core"
+local environment = require "msys.environment"
 local names = require "msys.names"
 local native = require "msys.native"
 local refusal = require "msys.refusal"
@@ -19,7 +20,7 @@ local submit = {}
 
 -- Modes and flags, as in src/host/jobs.rs.
 local SYNC, ASYNC, SCHEDULED = 0, 1, 2
-local QUIET, SCANNED = 1, 2
+local QUIET, SCANNED, NOT_IN_PLACE = 1, 2, 8
 
 local SCHED = core.ECTP_COMPLETE_CALLBACK_SCHED
 
@@ -58,7 +59,7 @@ local function send(flags, pool, mode, ticket, name, closure, completion, ...)
     return id
   elseif reason == "scan" then
     names.scan()
-    return send(SCANNED, pool, mode, ticket, name, closure, completion, ...)
+    return send(flags + SCANNED, pool, mode, ticket, name, closure, completion, ...)
   elseif reason == "full" then
     local room = new_ticket()
     native.await_room(pool, room)
@@ -93,9 +94,6 @@ local function check_options(options)
       return nil, ("option '%s' must be a %s, got %s"):format(key, OPTION_TYPES[key], type(value))
     end
   end
-  if options.in_place then
-    return nil, "option 'in_place' is not available yet: a job's changes stay in its own VM"
-  end
   local args = options.args
   if args then
     local n = args.n == nil and #args or args.n
@@ -111,7 +109,7 @@ end
 
 --- Runs a job as `options` say, with the arguments behind.
 ---@async
-local function run(given, pool, closure, async, completion, mode, name, ...)
+local function run(flags, given, pool, closure, async, completion, mode, name, ...)
   threadpool.follow_paths()
   local ticket = new_ticket()
   local how, in_pool = SYNC, nil
@@ -121,8 +119,9 @@ local function run(given, pool, closure, async, completion, mode, name, ...)
     how, in_pool = ASYNC, completion
   end
   -- A synchronous job of a worker's own pool is most likely the next that this worker runs: no other need be woken.
-  local flags = (how == SYNC and is_idle()) and QUIET or 0
-  local id, reason, text = send(flags, pool, how, ticket, name, closure, in_pool, ...)
+  local quiet = (how == SYNC and is_idle()) and QUIET or 0
+  local id, reason, text =
+    send(flags + environment.flags + quiet, pool, how, ticket, name, closure, in_pool, ...)
   if id then
     if how == SYNC then
       return nil, scheduler.wait(ticket)
@@ -139,7 +138,7 @@ local function run(given, pool, closure, async, completion, mode, name, ...)
   -- The name may be another pool's by now.
   local successor = threadpool.resolve(given)
   if successor and successor ~= pool then
-    return run(given, successor, closure, async, completion, mode, name, ...)
+    return run(flags, given, successor, closure, async, completion, mode, name, ...)
   end
   if how == SYNC then
     return nil, shut_down(text, pool)
@@ -181,11 +180,11 @@ function submit.runInPool(pool, closure, third, mode)
   end
   local kind = type(third)
   if not third then
-    return checked(run(pool, id, closure))
+    return checked(run(0, pool, id, closure))
   elseif third == true then
-    return checked(run(pool, id, closure, true))
+    return checked(run(0, pool, id, closure, true))
   elseif kind == "function" then
-    return checked(run(pool, id, closure, true, third, mode))
+    return checked(run(0, pool, id, closure, true, third, mode))
   elseif kind ~= "table" then
     error(
       "msys.runInPool: the third argument must be nil, a boolean, a completion function or an options table, got "
@@ -198,6 +197,7 @@ function submit.runInPool(pool, closure, third, mode)
   local args = third.args or {}
   return checked(
     run(
+      third.in_place == false and NOT_IN_PLACE or 0,
       pool,
       id,
       closure,

@@ -1,5 +1,6 @@
 --- Pools: create, look up, measure.
 
+local environment = require "msys.environment"
 local names = require "msys.names"
 local native = require "msys.native"
 local refusal = require "msys.refusal"
@@ -76,9 +77,12 @@ function threadpool.name_of(id)
   return name or tostring(id)
 end
 
+-- A flag of `native.pack`, as in src/host/jobs.rs.
+local SCANNED = 2
+
 --- Packs `init`; gives nil, or what is wrong.
 local function pack(init, scanned)
-  local packed, reason, value = native.pack(scanned, init)
+  local packed, reason, value = native.pack(environment.flags + (scanned and SCANNED or 0), init)
   if packed then
     return
   elseif reason == "scan" then

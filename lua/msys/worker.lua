@@ -16,6 +16,9 @@ local current, failure = scheduler.current, scheduler.failure
 
 jit.off(true, true)
 
+-- Flags of `native.finish`, as in src/host/jobs.rs.
+local SCANNED, NO_CHANGES = 2, 16
+
 local worker = {}
 
 --- Loads a module that a message names.
@@ -58,21 +61,34 @@ local function unsendable(value, ok, ...)
   return "msys.runInPool: cannot send " .. refusal.explain(roots, value)
 end
 
+local function unsendable_change(value)
+  return ("msys.runInPool: cannot send the change of what the job was sent (%s)"):format(
+    refusal.kind_of(value)
+  )
+end
+
 --- Sends an outcome; one that cannot cross becomes a failure of kind "unsendable".
-local function finish(scanned, slot, ok, ...)
-  local sent, reason, value = native_finish(slot, scanned, ok, ...)
+local function finish(flags, slot, ok, ...)
+  local sent, reason, value = native_finish(slot, flags, ok, ...)
   if sent then
     return
   elseif reason == "scan" then
     names.scan()
-    return finish(true, slot, ok, ...)
+    return finish(bit.bor(flags, SCANNED), slot, ok, ...)
   end
-  local text = reason == "refused" and unsendable(value, ok, ...) or tostring(value)
+  local text
+  if reason == "refused" then
+    text = unsendable(value, ok, ...)
+    flags = SCANNED
+  else
+    text = reason == "change" and unsendable_change(value) or tostring(value)
+    flags = SCANNED + NO_CHANGES
+  end
   local kind = tostring(value) == "not enough memory" and "memory" or "unsendable"
   local id, pool, name = native.describe(slot)
   local old = not ok and select(2, ...)
   local info = { kind = kind, pool = pool, job = id, name = name, traceback = old and old.traceback or text }
-  return finish(true, slot, false, text, info)
+  return finish(flags, slot, false, text, info)
 end
 
 --- Reports a failure that nobody waits for to the host in whose name this worker works.
@@ -109,16 +125,16 @@ local function ended(session, slot, ok, ...)
       session.completion = nil
       complete(slot, completion, true, ...)
     end
-    return finish(false, slot, true, ...)
+    return finish(0, slot, true, ...)
   end
   local err, info = scheduler.explain((...), about(slot))
   if completion then
     -- The completion has the outcome, so the failure is not reported a second time.
     session.completion = nil
     complete(slot, completion, false, err, info)
-    return finish(false, slot, true)
+    return finish(0, slot, true)
   end
-  return finish(false, slot, false, err, info)
+  return finish(0, slot, false, err, info)
 end
 
 local function run_job(slot)
@@ -164,6 +180,25 @@ local function install_coroutines()
   end
 end
 
+--- A module is loaded once for all jobs: its functions must not get the environment of the job that asked for it.
+local function install_require()
+  local globals = package.loaded._G
+  local load = require
+  local function back(env, ...)
+    setfenv(0, env)
+    return ...
+  end
+  function globals.require(name)
+    local env = getfenv(0)
+    if name == "_G" then return env end
+    if env == globals or package.loaded[name] then return load(name) end
+    -- Should it raise, what the job loads from text later sees the VM's globals.
+    setfenv(0, globals)
+    return back(env, load(name))
+  end
+  table.insert(names.also, { globals.require, "_G", "require" })
+end
+
 local function open_init()
   local init = native.open_init()
   if type(init) == "string" then
@@ -201,6 +236,7 @@ function worker.serve()
   globals._OSTLS = msys._OSTLS
   scheduler.keep_tls_in(globals)
   install_coroutines()
+  install_require()
   scheduler.setup(report, start_job)
   names.scan()
   if native.has_init() then

@@ -5,15 +5,17 @@ use std::{
     sync::Arc,
 };
 
-use super::{DECODE, ENCODE, pool_of, push_pool, text, vm};
+use super::{CHANGES, DECODE, ENCODE, pool_of, push_pool, text, vm};
 use crate::{
-    decode,
-    encode::{self, Refusal},
+    changes,
+    decode::{self, Role},
+    encode::{self, Back, Purpose, Refusal, Request},
     error::Error,
     job::{Job, Kind, Mode},
     luajit::{ffi, lua_State, push_bytes},
     pool::WhenFull,
-    vm::{Next, Order, Vm},
+    origin::Origin,
+    vm::{Next, Order, Running, Vm},
     wire::Message,
 };
 
@@ -38,9 +40,14 @@ mod kind {
     pub(super) const LOST: f64 = 6.0;
 }
 
-/// Flags of `submit`.
+/// Flags of `submit` and `finish`; `lua/msys/submit.lua` and `worker.lua` have the same.
 const QUIET: u32 = 1;
 const SCANNED: u32 = 2;
+/// Of `submit`: globals stay here; what the job changes stays there.
+const NO_CAPTURE: u32 = 4;
+const NOT_IN_PLACE: u32 = 8;
+/// Of `finish`: the outcome says nothing of the submitter's objects.
+const NO_CHANGES: u32 = 16;
 
 /// The largest outcome; a closure's limit is its pool's.
 const OUTCOME_LIMIT: usize = 1 << 32;
@@ -54,25 +61,22 @@ pub(super) unsafe fn slot_at(state: *mut lua_State, at: c_int) -> Option<usize> 
     unsafe { (ffi::lua_type(state, at) == ffi::LUA_TNUMBER).then(|| ffi::lua_tonumber(state, at) as usize) }
 }
 
-/// Encodes the `count` topmost values into `message`.
+/// Encodes the topmost values into `message`; leaves what `encode` does.
 ///
 /// # Safety
-/// In a C function of ours with `count` values on top.
+/// In a C function of ours with the values on top.
 unsafe fn encode_top(
     state: *mut lua_State,
     vm: &Vm,
-    count: c_int,
     message: &mut Message,
-    limit: usize,
-    scanned: bool,
+    request: Request<'_>,
 ) -> Result<(), Refusal> {
     let mut scratch = vm.take_scratch();
     // SAFETY: the second upvalue is the inner function; a C function has the slots that `encode` needs once checked.
     let result = unsafe {
         ffi::lua_checkstack(state, 4);
         let inner = ffi::lua_upvalueindex(ENCODE);
-        let encoder = &mut scratch.encode;
-        encode::encode(state, inner, count, &vm.functions, pool_of, message, encoder, limit, scanned)
+        encode::encode(state, inner, request, &vm.functions, pool_of, message, &mut scratch.encode)
     };
     vm.return_scratch(scratch);
     result
@@ -82,12 +86,17 @@ unsafe fn encode_top(
 ///
 /// # Safety
 /// In a C function of ours.
-pub(super) unsafe fn decode_onto(state: *mut lua_State, vm: &Vm, message: &Message) -> Result<c_int, decode::Raised> {
+pub(super) unsafe fn decode_onto(
+    state: *mut lua_State,
+    vm: &Vm,
+    message: &Message,
+    role: Role<'_>,
+) -> Result<c_int, decode::Raised> {
     let mut scratch = vm.take_scratch();
     // SAFETY: the third upvalue is the inner function.
     let result = unsafe {
         let inner = ffi::lua_upvalueindex(DECODE);
-        decode::decode(state, inner, &vm.functions, push_pool, message, &mut scratch.decode)
+        decode::decode(state, inner, &vm.functions, push_pool, message, &mut scratch.decode, role)
     };
     vm.return_scratch(scratch);
     if !message.modules.is_empty() {
@@ -106,6 +115,7 @@ unsafe fn refused(state: *mut lua_State, refusal: Refusal, size_text: impl FnOnc
         let reason: &[u8] = match refusal {
             Refusal::Scan => b"scan",
             Refusal::Value => b"refused",
+            Refusal::Change => b"change",
             Refusal::TooLarge(size) => {
                 ffi::lua_settop(state, -2);
                 push_bytes(state, size_text(size).as_bytes());
@@ -169,11 +179,18 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
         let mut job = vm.take_parcel();
         let count = ffi::lua_gettop(state) - LEADING;
         let limit = pool.config.max_message;
-        if let Err(refusal) = encode_top(state, vm, count, &mut job.value.message, limit, flags & SCANNED != 0) {
+        let keep = mode == Mode::Sync && flags & NOT_IN_PLACE == 0;
+        let purpose = Purpose::Job { keep, capture: flags & NO_CAPTURE == 0 };
+        let request = Request { count, limit, scanned: flags & SCANNED != 0, purpose };
+        if let Err(refusal) = encode_top(state, vm, &mut job.value.message, request) {
             vm.return_parcel(job);
             return refused(state, refusal, |size| {
                 Error::MessageTooLarge { pool: pool.config.name.to_string(), size, limit }.to_string()
             });
+        }
+        job.value.kept = job.value.message.keeps();
+        if job.value.kept {
+            vm.functions.store(state, vm.functions.kept, ffi::lua_tonumber(state, 3) as c_int);
         }
         let order = Order {
             mode,
@@ -278,7 +295,13 @@ unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job) -> c_int {
             ffi::lua_pushnumber(state, job.value.ticket as f64);
             2
         };
-        let count = match decode_onto(state, vm, &job.value.message) {
+        let kept = job.value.kept.then_some(job.value.ticket);
+        let result = decode_onto(state, vm, &job.value.message, Role::Outcome(kept));
+        if let Some(ticket) = kept {
+            ffi::lua_pushnil(state);
+            vm.functions.store(state, vm.functions.kept, ticket as c_int);
+        }
+        let count = match result {
             Ok(count) => count,
             Err(decode::Raised) => {
                 // The outcome cannot be had here: that is a failure of its own.
@@ -310,8 +333,16 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
             push_bytes(state, module.as_bytes());
             return 1;
         }
-        let result = decode_onto(state, vm, &running.job.value.message);
-        running.job.value.message.clear_values();
+        let message = &mut running.job.value.message;
+        let mut none = Origin::default();
+        let mut origin = message.keeps().then(|| vm.take_origin());
+        let role = Role::Job { slot, origin: origin.as_deref_mut().unwrap_or(&mut none) };
+        let result = decode_onto(state, vm, message, role);
+        if let (Some(mut origin), Ok(_)) = (origin, &result) {
+            std::mem::swap(&mut origin.bytes, &mut message.bytes);
+            running.origin = Some(origin);
+        }
+        message.clear_values();
         vm.put_running(slot, running);
         match result {
             Ok(count) => count,
@@ -320,13 +351,13 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `finish(slot, scanned, ok, values…)` → true, or nil, reason, value and the job goes on
+/// `finish(slot, flags, ok, values…)` → true, or nil, reason, value and the job goes on
 unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
     // SAFETY: as `open`.
     unsafe {
         let vm = vm(state);
         let slot = ffi::lua_tonumber(state, 1) as usize;
-        let scanned = ffi::lua_toboolean(state, 2) != 0;
+        let flags = ffi::lua_tonumber(state, 2) as u32;
         let ok = ffi::lua_toboolean(state, 3) != 0;
         let count = ffi::lua_gettop(state) - 2;
         let Some(mut running) = vm.take_running(slot) else {
@@ -335,18 +366,55 @@ unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
         };
         // Nobody reads the results of an asynchronous job.
         if running.job.value.mode != Mode::Async || !ok {
-            let message = &mut running.job.value.message;
             // A failure of our own making is small, and has to get through.
             let limit = if ok { vm.message_limit() } else { OUTCOME_LIMIT };
-            if let Err(refusal) = encode_top(state, vm, count, message, limit, scanned) {
+            let scanned = flags & SCANNED != 0;
+            if let Err(refusal) = encode_outcome(state, vm, slot, &mut running, flags, Request { count, limit, scanned, purpose: Purpose::Outcome(None) }) {
                 vm.put_running(slot, running);
                 return refused(state, refusal, |size| vm.too_large(size));
             }
+        }
+        if let Some(origin) = running.origin.take() {
+            vm.return_origin(origin);
+            ffi::lua_pushnil(state);
+            vm.functions.store(state, vm.functions.theirs, slot as c_int);
         }
         vm.end(slot, running, ok);
         ffi::lua_pushboolean(state, 1);
         1
     }
+}
+
+/// Encodes a job's outcome, whose values are on top, with what the job has changed of what it was sent.
+///
+/// # Safety
+/// In a C function of ours.
+unsafe fn encode_outcome<'a>(
+    state: *mut lua_State,
+    vm: &Vm,
+    slot: usize,
+    running: &'a mut Running,
+    flags: u32,
+    mut request: Request<'a>,
+) -> Result<(), Refusal> {
+    let origin = running.origin.as_deref().filter(|_| flags & NO_CHANGES == 0);
+    if let Some(origin) = origin {
+        let mut scratch = vm.take_scratch();
+        // SAFETY: the table of the slot's objects is the one that belongs to `origin`; the fourth upvalue is the inner function.
+        let changes = unsafe {
+            ffi::lua_checkstack(state, 6);
+            let inner = ffi::lua_upvalueindex(CHANGES);
+            vm.functions.recall(state, vm.functions.theirs, slot as c_int);
+            changes::collect(state, inner, &vm.functions, push_pool, origin, &mut scratch.changes)
+        };
+        vm.return_scratch(scratch);
+        let Ok(changes) = changes else { return Err(Refusal::Raised) };
+        // SAFETY: as above.
+        unsafe { vm.functions.recall(state, vm.functions.theirs, slot as c_int) };
+        request.purpose = Purpose::Outcome(Some(Back { origin, changes }));
+    }
+    // SAFETY: the caller's promise.
+    unsafe { encode_top(state, vm, &mut running.job.value.message, request) }
 }
 
 /// `report(slot or nil, scanned, false, error, info)` → true, or nil, reason, value
@@ -358,7 +426,8 @@ unsafe extern "C-unwind" fn report(state: *mut lua_State) -> c_int {
         let scanned = ffi::lua_toboolean(state, 2) != 0;
         let count = ffi::lua_gettop(state) - 2;
         let mut message = Message::default();
-        if let Err(refusal) = encode_top(state, vm, count, &mut message, OUTCOME_LIMIT, scanned) {
+        let request = Request { count, limit: OUTCOME_LIMIT, scanned, purpose: Purpose::Outcome(None) };
+        if let Err(refusal) = encode_top(state, vm, &mut message, request) {
             return refused(state, refusal, |size| format!("the error has {size} bytes"));
         }
         vm.report(slot, message);
@@ -367,14 +436,16 @@ unsafe extern "C-unwind" fn report(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `pack(scanned, closure)` → true, the message being kept for the next `create`; or nil, reason, value
+/// `pack(flags, closure)` → true, the message being kept for the next `create`; or nil, reason, value
 unsafe extern "C-unwind" fn pack(state: *mut lua_State) -> c_int {
     // SAFETY: as `open`.
     unsafe {
         let vm = vm(state);
-        let scanned = ffi::lua_toboolean(state, 1) != 0;
+        let flags = ffi::lua_tonumber(state, 1) as u32;
         let mut message = Message::default();
-        if let Err(refusal) = encode_top(state, vm, 1, &mut message, OUTCOME_LIMIT, scanned) {
+        let purpose = Purpose::Job { keep: false, capture: flags & NO_CAPTURE == 0 };
+        let request = Request { count: 1, limit: OUTCOME_LIMIT, scanned: flags & SCANNED != 0, purpose };
+        if let Err(refusal) = encode_top(state, vm, &mut message, request) {
             return refused(state, refusal, |size| format!("init has {size} bytes"));
         }
         *vm.packed.borrow_mut() = Some(Arc::new(message));

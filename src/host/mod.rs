@@ -1,8 +1,8 @@
 //! `msys.native`: the functions that the Lua face sees. Private to it; `types/native.lua` gives their types.
 //!
 //! Called by `lib` (a host's `require`) and `worker`. What a job's way needs is written against LuaJIT's C API
-//! (`jobs`, `waits`, `names`); what happens rarely is written with mlua and serde (`pools`). Every C function has three upvalues: the
-//! VM's block, and the protected halves of `encode` and `decode`, so that calling those allocates nothing.
+//! (`jobs`, `waits`, `names`); what happens rarely is written with mlua and serde (`pools`). Every C function has four upvalues: the
+//! VM's block, and the protected halves of `encode`, `decode` and `changes`, so that calling those allocates nothing.
 //!
 //! Misuse is checked by the Lua face, which knows the caller's line; here it must merely do no harm.
 
@@ -19,7 +19,7 @@ use std::{
 use mlua::{Lua, Result, Table};
 
 use crate::{
-    decode, encode,
+    changes, decode, encode,
     functions::Functions,
     job::Inbox,
     luajit::{ffi, lua_State, push_bytes},
@@ -33,6 +33,7 @@ use crate::{
 const VM: c_int = 1;
 const ENCODE: c_int = 2;
 const DECODE: c_int = 3;
+const CHANGES: c_int = 4;
 
 /// Registry name of the metatable of pool handles, and of the table that keeps one handle per pool.
 const POOL: &CStr = c"msys.pool";
@@ -96,14 +97,15 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
             ffi::lua_setmetatable(state, -2);
             ffi::lua_pushcclosure(state, encode::inner, 0);
             ffi::lua_pushcclosure(state, decode::inner, 0);
+            ffi::lua_pushcclosure(state, changes::inner, 0);
             for (name, function) in jobs::FUNCTIONS.iter().chain(waits::FUNCTIONS).chain(names::FUNCTIONS) {
-                for _ in 0..3 {
-                    ffi::lua_pushvalue(state, -3);
+                for _ in 0..4 {
+                    ffi::lua_pushvalue(state, -4);
                 }
-                ffi::lua_pushcclosure(state, *function, 3);
-                ffi::lua_setfield(state, -5, name.as_ptr());
+                ffi::lua_pushcclosure(state, *function, 4);
+                ffi::lua_setfield(state, -6, name.as_ptr());
             }
-            ffi::lua_settop(state, -4);
+            ffi::lua_settop(state, -5);
             handles(state);
         })?
     };

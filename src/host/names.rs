@@ -4,9 +4,10 @@ use std::ffi::{CStr, c_int};
 
 use super::{text, vm};
 use crate::{
-    functions::Name,
-    luajit::{CDATA_PACK, CDATA_UNPACK, ffi, lua_State, push_bytes, string_at},
+    functions::{Environments, Name, write_dump},
+    luajit::{CDATA_FILL, CDATA_PACK, CDATA_UNPACK, ffi, lua_State, push_bytes, string_at},
     registry::{self, Paths},
+    usage,
 };
 
 pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
@@ -18,6 +19,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"set_paths", set_paths),
     (c"paths_of", paths_of),
     (c"set_cdata", set_cdata),
+    (c"set_environment", set_environment),
 ];
 
 /// `learn(object, module, field, builtin)`
@@ -33,13 +35,42 @@ unsafe extern "C-unwind" fn learn(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `set_cdata(pack, unpack)`: see `lua/msys/cdata.lua`
+/// `set_cdata(pack, unpack, fill)`: see `lua/msys/cdata.lua`
 unsafe extern "C-unwind" fn set_cdata(state: *mut lua_State) -> c_int {
-    // SAFETY: two arguments, which `setfield` takes off. It may raise; nothing of Rust's is live.
+    // SAFETY: three arguments, which `setfield` takes off. It may raise; nothing of Rust's is live.
     unsafe {
-        ffi::lua_settop(state, 2);
+        ffi::lua_settop(state, 3);
+        ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, CDATA_FILL.as_ptr());
         ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, CDATA_UNPACK.as_ptr());
         ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, CDATA_PACK.as_ptr());
+        0
+    }
+}
+
+/// `set_environment(new, leave_out, known, kind_of, builtin)`: see `lua/msys/environment.lua`; `builtin()` gives the names of the
+/// globals that every VM has, and is called once in the process
+unsafe extern "C-unwind" fn set_environment(state: *mut lua_State) -> c_int {
+    // SAFETY: arguments by index. What may raise comes while no Rust value is live but the buffer, which would leak.
+    unsafe {
+        let vm = vm(state);
+        ffi::lua_settop(state, 5);
+        if !usage::is_ready() {
+            ffi::lua_call(state, 0, 1);
+            let mut dump: Vec<u8> = Vec::new();
+            let source = usage::OPCODES_SOURCE;
+            let loaded = ffi::luaL_loadbuffer(state, source.as_ptr().cast(), source.len(), c"=msys".as_ptr())
+                == ffi::LUA_OK
+                && ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) == 0;
+            if loaded && ffi::lua_type(state, 5) == ffi::LUA_TSTRING {
+                usage::learn(&dump, string_at(state, 5));
+            }
+        }
+        ffi::lua_settop(state, 4);
+        let kind_of = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+        let known = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+        let leave_out = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+        let new = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+        vm.functions.set_environments(Environments { new, leave_out, known, kind_of });
         0
     }
 }

@@ -10,7 +10,7 @@ use super::{
     text, vm,
 };
 use crate::{
-    decode::Raised,
+    decode::{Raised, Role},
     luajit::{ffi, lua_State, push_bytes},
 };
 
@@ -126,7 +126,7 @@ unsafe extern "C-unwind" fn open_init(state: *mut lua_State) -> c_int {
             push_bytes(state, module.as_bytes());
             return 1;
         }
-        let result = decode_onto(state, vm, &message);
+        let result = decode_onto(state, vm, &message, Role::Init);
         drop(message);
         match result {
             Ok(count) => count,

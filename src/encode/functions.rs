@@ -1,0 +1,172 @@
+//! Lua functions: code, environment, cells.
+
+use std::ffi::{c_int, c_void};
+
+use super::{Encoder, Purpose, Refusal, SeenCell, Step};
+use crate::{
+    code,
+    functions::write_dump,
+    luajit::{ffi, lua_upvalueid},
+    wire::{flag, put_varint, tag},
+};
+
+impl Encoder<'_> {
+    /// Writes the function at `at`.
+    ///
+    /// # Safety
+    /// As `value`.
+    pub(super) unsafe fn function(&mut self, at: c_int, depth: usize) -> Step {
+        // SAFETY: a function at `at`; what is pushed is taken off again.
+        unsafe {
+            let object = ffi::lua_topointer(self.state, at);
+            if self.again(object)? || self.own(object) || self.named(object) {
+                return Ok(());
+            }
+            if ffi::lua_iscfunction(self.state, at) != 0 {
+                return self.refuse_unless_named(at);
+            }
+            let code = self.code(at)?;
+            let tag_at = self.begin(object, at);
+            ffi::lua_getfenv(self.state, at);
+            let env_at = ffi::lua_gettop(self.state);
+            let own_env = !self.functions.is_globals(self.state, env_at);
+            if let Purpose::Job { capture, .. } = self.request.purpose {
+                self.note_usage(code, if own_env { None } else { Some(env_at) }, capture);
+            }
+            ffi::lua_settop(self.state, env_at - 1);
+            let deferred = self.is_deep(depth);
+            let env = if own_env { tag::ENV } else { 0 };
+            let later = if deferred { tag::DEFERRED } else { 0 };
+            self.message.bytes.push(tag::FUNC | env | later);
+            put_varint(&mut self.message.bytes, code as u64);
+            if deferred {
+                self.defer(at);
+                return Ok(());
+            }
+            self.cells_of(at, tag_at, depth)
+        }
+    }
+
+    /// Notes what a job's function needs besides itself; `globals` is the stack index of what it sees as the globals.
+    unsafe fn note_usage(&mut self, place: usize, globals: Option<c_int>, capture: bool) {
+        let Some(code) = self.message.codes.get(place) else { return };
+        let usage = code.usage();
+        self.mutable |= usage.assigns_upvalues;
+        let Some(globals) = globals else { return };
+        if usage.assigns_globals || usage.reaches_globals {
+            self.flags |= flag::ENV;
+        }
+        if usage.reaches_globals {
+            self.flags |= flag::OPEN_ENV;
+        }
+        if capture && !usage.globals.is_empty() {
+            if self.scratch.sees_globals.len() <= place {
+                self.scratch.sees_globals.resize(place + 1, false);
+            }
+            if let Some(sees @ false) = self.scratch.sees_globals.get_mut(place) {
+                *sees = true;
+                self.scratch.naming.push(place);
+            }
+        }
+        // SAFETY: `message_from` has made the slot.
+        unsafe {
+            let other = ffi::lua_topointer(self.state, globals) != self.functions.globals;
+            if other && ffi::lua_type(self.state, self.environment) == ffi::LUA_TNIL {
+                ffi::lua_pushvalue(self.state, globals);
+                ffi::lua_replace(self.state, self.environment);
+            }
+        }
+    }
+
+    /// The place in the message of the code of the function at `at`.
+    unsafe fn code(&mut self, at: c_int) -> Step<usize> {
+        self.scratch.dump.clear();
+        // SAFETY: a Lua function is on top when it is dumped; the buffer belongs to `encode`'s caller.
+        let rc = unsafe {
+            ffi::lua_pushvalue(self.state, at);
+            let rc = ffi::lua_dump_(self.state, write_dump, (&raw mut self.scratch.dump).cast());
+            ffi::lua_settop(self.state, -2);
+            rc
+        };
+        if rc != 0 {
+            // SAFETY: as above.
+            unsafe { self.refuse_value(at)? };
+        }
+        let code = code::intern(&self.scratch.dump);
+        if !self.functions.seen(&code, self.request.scanned) && !self.request.scanned {
+            self.refuse(Refusal::Scan)?;
+        }
+        if let Some(place) = self.message.codes.iter().position(|known| known.id == code.id) {
+            return Ok(place);
+        }
+        self.message.codes.push(code);
+        Ok(self.message.codes.len() - 1)
+    }
+
+    /// Environment and upvalues.
+    ///
+    /// # Safety
+    /// As `value`.
+    pub(super) unsafe fn cells_of(&mut self, at: c_int, function_tag_at: usize, depth: usize) -> Step {
+        // SAFETY: as `function`.
+        unsafe {
+            let env = ffi::lua_gettop(self.state) + 1;
+            ffi::lua_getfenv(self.state, at);
+            if !self.functions.is_globals(self.state, env) {
+                self.value(env, depth + 1)?;
+            }
+            ffi::lua_settop(self.state, env - 1);
+            let count_at = self.message.bytes.len();
+            self.message.bytes.push(0);
+            let mut count = 0u8;
+            while !ffi::lua_getupvalue(self.state, at, c_int::from(count) + 1).is_null() {
+                count += 1;
+                let id = lua_upvalueid(self.state, at, c_int::from(count)).cast_const();
+                if let Some(cell) = self.scratch.cells.get(&id).copied() {
+                    for (place, tag) in [(cell.tag_at, tag::CELL_SHARED), (cell.function_tag_at, 0)] {
+                        if let Some(byte) = self.message.bytes.get_mut(place) {
+                            *byte = if tag == 0 { *byte | tag::SHARED } else { tag };
+                        }
+                    }
+                    self.message.bytes.push(tag::CELLREF);
+                    put_varint(&mut self.message.bytes, u64::from(cell.ordinal));
+                } else if let Some((function, upvalue)) = self.own_cell(id) {
+                    self.message.bytes.push(tag::CELL_OWN);
+                    put_varint(&mut self.message.bytes, u64::from(function));
+                    self.message.bytes.push(upvalue);
+                } else {
+                    let tag_at = self.message.bytes.len();
+                    self.scratch.cells.insert(id, SeenCell { ordinal: self.cells, tag_at, function_tag_at });
+                    self.cells = self.cells.wrapping_add(1);
+                    self.message.bytes.push(tag::CELL);
+                    self.value(env, depth + 1)?;
+                }
+                ffi::lua_settop(self.state, env - 1);
+            }
+            if let Some(byte) = self.message.bytes.get_mut(count_at) {
+                *byte = count;
+            }
+            Ok(())
+        }
+    }
+
+    /// The submitter's function and upvalue that have this cell, if they do.
+    unsafe fn own_cell(&mut self, id: *const c_void) -> Option<(u32, u8)> {
+        let Purpose::Outcome(Some(back)) = self.request.purpose else { return None };
+        if back.origin.cells.is_empty() {
+            return None;
+        }
+        if self.scratch.own_cells.is_empty() {
+            for (function, upvalue) in back.origin.cells.iter().copied() {
+                // SAFETY: the table holds the job's objects by ordinal; a function is asked for an upvalue that it has.
+                unsafe {
+                    ffi::lua_rawgeti_(self.state, self.theirs, function as c_int + 1);
+                    let own = lua_upvalueid(self.state, -1, c_int::from(upvalue)).cast_const();
+                    self.scratch.own_cells.insert(own, (function, upvalue));
+                    ffi::lua_settop(self.state, -2);
+                }
+            }
+        }
+        self.scratch.own_cells.get(&id).copied()
+    }
+}

@@ -1,0 +1,411 @@
+//! Lua values to a message (format and the reasons for it: `wire`).
+//!
+//! Called by `host`, through [`encode`]: an outer function that cannot raise around an inner one that can. The inner
+//! one stops at the first value that cannot cross; Lua then looks for the path to it (`lua/msys/refusal.lua`),
+//! so that the usual message pays nothing for paths.
+
+mod extras;
+mod functions;
+mod values;
+
+use std::ffi::{c_int, c_void};
+
+use rustc_hash::FxHashMap;
+
+use crate::{
+    functions::Functions,
+    luajit::{ffi, lua_State},
+    origin::Origin,
+    wire::{self, MAX_DEPTH, Message, flag, put_varint},
+};
+
+/// Why a message could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// There may be names that the VM has not learnt: scan the modules and encode again.
+    Scan,
+    /// A value cannot cross; it is on top of the stack.
+    Value,
+    /// As `Value`, in a change that the job made of what it was sent.
+    Change,
+    /// The message is larger than allowed.
+    TooLarge(usize),
+    /// LuaJIT raised (out of memory): the error is on top of the stack.
+    Raised,
+}
+
+/// What the values are.
+#[derive(Clone, Copy, Debug)]
+pub enum Purpose<'a> {
+    /// A job's closure, its completion and arguments.
+    Job {
+        /// Objects are kept, for the outcome to speak of.
+        keep: bool,
+        /// Globals come along.
+        capture: bool,
+    },
+    /// A job's outcome.
+    Outcome(Option<Back<'a>>),
+}
+
+/// What an outcome says of the submitter's objects. Two more values are on top of the outcome's: the list of changes (see
+/// `changes`) or nil, and the table of the job's objects.
+#[derive(Clone, Copy, Debug)]
+pub struct Back<'a> {
+    /// What the job came in.
+    pub origin: &'a Origin,
+    /// How many changes are listed.
+    pub changes: c_int,
+}
+
+/// What is asked of an encoding.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// How many values there are on top of the stack, below those of [`Back`].
+    pub count: c_int,
+    /// The largest message, in bytes.
+    pub limit: usize,
+    /// The modules have just been scanned: what has no name now has none.
+    pub scanned: bool,
+    /// What they are.
+    pub purpose: Purpose<'a>,
+}
+
+/// Memory that an encoding needs and the next one uses again.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    objects: FxHashMap<*const c_void, Seen>,
+    cells: FxHashMap<*const c_void, SeenCell>,
+    keys: FxHashMap<*const u8, u8>,
+    dump: Vec<u8>,
+    /// Places of the message's codes whose functions see the globals: as a set, and in order.
+    sees_globals: Vec<bool>,
+    naming: Vec<usize>,
+    /// Globals that are in the message, by the address of their name.
+    globals: Vec<*const u8>,
+    /// Globals that cannot cross: name and reason.
+    left_out: Vec<(Vec<u8>, String)>,
+    /// Ordinals of objects whose `__msys_pack` has been called, and whose packed value is being written.
+    packing: Vec<u32>,
+    /// The submitter's objects and cells, by address, once an outcome has asked for one.
+    own: FxHashMap<*const c_void, u32>,
+    own_cells: FxHashMap<*const c_void, (u32, u8)>,
+}
+
+impl Scratch {
+    fn clear(&mut self) {
+        /// A map that has grown beyond this is given back: clearing it would cost more than most messages.
+        const KEEP: usize = 4096;
+        if self.objects.capacity() > KEEP {
+            self.objects = FxHashMap::default();
+        }
+        if self.cells.capacity() > KEEP {
+            self.cells = FxHashMap::default();
+        }
+        if self.own.capacity() > KEEP {
+            self.own = FxHashMap::default();
+        }
+        if self.own_cells.capacity() > KEEP {
+            self.own_cells = FxHashMap::default();
+        }
+        self.objects.clear();
+        self.cells.clear();
+        self.keys.clear();
+        self.sees_globals.clear();
+        self.naming.clear();
+        self.globals.clear();
+        self.packing.clear();
+        self.own.clear();
+        self.own_cells.clear();
+    }
+}
+
+/// An object met before.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    ordinal: u32,
+    /// Where its tag stands, to be marked as shared.
+    tag_at: usize,
+}
+
+/// A cell met before.
+#[derive(Clone, Copy, Debug)]
+struct SeenCell {
+    ordinal: u32,
+    tag_at: usize,
+    /// The tag of the function in which it was met: the decoder finds the cell through that function.
+    function_tag_at: usize,
+}
+
+/// A pool's id behind a userdata of ours: told by `host`, which owns the metatable.
+pub type PoolOf = unsafe fn(*mut lua_State, c_int) -> Option<u32>;
+
+struct Encoder<'a> {
+    state: *mut lua_State,
+    functions: &'a Functions,
+    pool_of: PoolOf,
+    message: &'a mut Message,
+    scratch: &'a mut Scratch,
+    request: Request<'a>,
+    /// Stack index of the table of objects whose contents are still to be written, or of a nil.
+    deferred: c_int,
+    deferred_count: c_int,
+    /// The next one to be written.
+    deferred_next: c_int,
+    /// Stack index of the table of kept objects, or of a nil.
+    kept: c_int,
+    /// Ordinal 0 is the first value, the closure: it is kept only if there is a reason to keep anything.
+    root_is_first: bool,
+    /// Stack index of the environment that the job's functions have in this VM, if they are of a job here; else of a nil.
+    environment: c_int,
+    ordinals: u32,
+    cells: u32,
+    flags: u8,
+    /// Something in the message can be assigned: a table, or a cell that its function assigns.
+    mutable: bool,
+    /// Tables were written, which may be modules by now.
+    has_tables: bool,
+    /// Which name is next: of which of the codes that see globals, and which of its names.
+    next_name: (usize, usize),
+    /// The global that is being written: if it cannot cross, it is left out. Lives as long as its code.
+    global: Option<*const [u8]>,
+    /// Stack index of the table of the job's objects.
+    theirs: c_int,
+    in_changes: bool,
+    /// The last metatable that had no `__msys_pack`.
+    plain_metatable: *const c_void,
+    refusal: Option<Refusal>,
+}
+
+/// The inner function's way to stop.
+struct Stop;
+type Step<T = ()> = Result<T, Stop>;
+
+/// Encodes the topmost values of the stack, and removes them, into `message`. What is kept for the outcome, a table or
+/// nil, is left in their place.
+///
+/// On a refusal, the one value left is what was refused, or LuaJIT's error; nil for the other reasons.
+///
+/// # Safety
+/// `state` is the VM of `functions`, on this thread; the values are on the stack, with two more slots free; `inner` is
+/// the stack index of [`inner`] as a C function.
+pub unsafe fn encode(
+    state: *mut lua_State,
+    inner: c_int,
+    request: Request<'_>,
+    functions: &Functions,
+    pool_of: PoolOf,
+    message: &mut Message,
+    scratch: &mut Scratch,
+) -> Result<(), Refusal> {
+    scratch.left_out.clear();
+    let mut encoder = Encoder {
+        state,
+        functions,
+        pool_of,
+        message,
+        scratch,
+        request,
+        deferred: 0,
+        deferred_count: 0,
+        deferred_next: 0,
+        kept: 0,
+        root_is_first: false,
+        environment: 0,
+        ordinals: 0,
+        cells: 0,
+        flags: 0,
+        mutable: false,
+        has_tables: false,
+        next_name: (0, 0),
+        global: None,
+        theirs: 0,
+        in_changes: false,
+        plain_metatable: std::ptr::null(),
+        refusal: None,
+    };
+    let count = request.count + if matches!(request.purpose, Purpose::Outcome(Some(_))) { 2 } else { 0 };
+    // SAFETY: pushes within the promised slots, neither of which allocates; the encoder outlives the protected call.
+    let rc = unsafe {
+        ffi::lua_pushvalue(state, inner);
+        ffi::lua_insert(state, -count - 1);
+        ffi::lua_pushlightuserdata(state, (&raw mut encoder).cast());
+        ffi::lua_insert(state, -count - 1);
+        ffi::lua_pcall(state, count + 1, 1, 0)
+    };
+    let refusal = if rc == ffi::LUA_OK { encoder.refusal } else { Some(Refusal::Raised) };
+    refusal.map_or(Ok(()), Err)
+}
+
+/// The protected part: arguments are the encoder and the values; gives what is kept, or the refused value.
+///
+/// # Safety
+/// Called by [`encode`] only.
+pub unsafe extern "C-unwind" fn inner(state: *mut lua_State) -> c_int {
+    // SAFETY: the first argument is the encoder in `encode`'s frame, which waits for this call and does not touch it.
+    // The call may have come through another coroutine's frame of the same VM: its state is the one to work on.
+    unsafe {
+        let encoder = &mut *ffi::lua_touserdata(state, 1).cast::<Encoder<'_>>();
+        encoder.state = state;
+        let top = ffi::lua_gettop(state);
+        while encoder.message_from(2).is_err() {
+            if encoder.refusal != Some(Refusal::Value) || !encoder.leave_out() {
+                // What was refused is on top.
+                return 1;
+            }
+            ffi::lua_settop(state, top);
+        }
+        ffi::lua_pushvalue(state, encoder.kept);
+        1
+    }
+}
+
+impl Encoder<'_> {
+    /// Writes the values from stack index `first` on.
+    ///
+    /// # Safety
+    /// (this and the following) In the protected call, with the state's stack as the doc says. What they hold is `Copy`.
+    unsafe fn message_from(&mut self, first: c_int) -> Step {
+        self.scratch.clear();
+        self.message.clear_values();
+        self.refusal = None;
+        (self.deferred_count, self.deferred_next, self.ordinals, self.cells, self.flags) = (0, 0, 0, 0, 0);
+        (self.mutable, self.in_changes, self.root_is_first) = (false, false, false);
+        (self.next_name, self.global) = ((0, 0), None);
+        // SAFETY: room for the deepest nesting is made before it is used.
+        unsafe {
+            let top = ffi::lua_gettop(self.state);
+            let room = (MAX_DEPTH * 4 + 60) as c_int;
+            ffi::luaL_checkstack_(self.state, room, c"too many values to send".as_ptr());
+            ffi::lua_settop(self.state, top + 3);
+            (self.deferred, self.kept, self.environment) = (top + 1, top + 2, top + 3);
+            let back = if let Purpose::Outcome(back) = self.request.purpose { back } else { None };
+            self.theirs = top;
+            let last = if back.is_some() { top - 2 } else { top };
+            self.message.bytes.extend_from_slice(&[wire::VERSION, 0, 0]);
+            put_varint(&mut self.message.bytes, (last + 1 - first) as u64);
+            for at in first..=last {
+                self.value(at, 0)?;
+            }
+            self.bodies()?;
+            if let Some(back) = back {
+                self.in_changes = true;
+                self.changes(top - 1, back.changes)?;
+            }
+            while self.next_global()? {
+                self.bodies()?;
+            }
+            if self.has_tables && !self.request.scanned && self.functions.modules_changed(self.state) {
+                return self.refuse(Refusal::Scan);
+            }
+            self.settle_flags(first);
+            if let Some([_, flags, keys]) = self.message.bytes.first_chunk_mut::<{ wire::HEADER }>() {
+                *flags = self.flags;
+                *keys = self.scratch.keys.len() as u8;
+            }
+            self.check_size()
+        }
+    }
+
+    /// Writes the contents of all deferred objects.
+    unsafe fn bodies(&mut self) -> Step {
+        // SAFETY: the table holds what `defer` has put there.
+        unsafe {
+            while self.deferred_next < self.deferred_count {
+                self.deferred_next += 1;
+                ffi::lua_rawgeti_(self.state, self.deferred, self.deferred_next);
+                let at = ffi::lua_gettop(self.state);
+                if ffi::lua_type(self.state, at) == ffi::LUA_TTABLE {
+                    self.contents(at, 0)?;
+                    if ffi::lua_getmetatable(self.state, at) != 0 {
+                        self.value(at + 1, 1)?;
+                    }
+                } else {
+                    let object = ffi::lua_topointer(self.state, at);
+                    let tag_at = self.scratch.objects.get(&object).map_or(0, |seen| seen.tag_at);
+                    self.cells_of(at, tag_at, 0)?;
+                }
+                ffi::lua_settop(self.state, at - 1);
+            }
+            Ok(())
+        }
+    }
+
+    /// Leaves the contents of the object at `at` for later.
+    unsafe fn defer(&mut self, at: c_int) {
+        // SAFETY: the table is made when it is first needed.
+        unsafe {
+            if self.deferred_count == 0 {
+                ffi::lua_createtable(self.state, 8, 0);
+                ffi::lua_replace(self.state, self.deferred);
+            }
+            self.deferred_count += 1;
+            ffi::lua_pushvalue(self.state, at);
+            ffi::lua_rawseti_(self.state, self.deferred, self.deferred_count);
+        }
+    }
+
+    /// Decides what the outcome may speak of, and keeps what that needs; nothing, if nothing can have changed.
+    unsafe fn settle_flags(&mut self, first: c_int) {
+        let Purpose::Job { keep, .. } = self.request.purpose else { return };
+        // SAFETY: slots made by `message_from`; the table is on its slot, or made now.
+        unsafe {
+            let has_kept = ffi::lua_type(self.state, self.kept) == ffi::LUA_TTABLE;
+            if !keep || !(has_kept || self.mutable || self.flags & flag::ENV != 0) {
+                return;
+            }
+            self.flags |= flag::KEEP;
+            if !has_kept {
+                ffi::lua_createtable(self.state, 1, 1);
+                ffi::lua_replace(self.state, self.kept);
+            }
+            if self.root_is_first {
+                ffi::lua_pushvalue(self.state, first);
+                ffi::lua_rawseti_(self.state, self.kept, 1);
+            }
+            if self.flags & flag::ENV != 0 {
+                if ffi::lua_type(self.state, self.environment) == ffi::LUA_TTABLE {
+                    ffi::lua_pushvalue(self.state, self.environment);
+                } else {
+                    self.functions.push_globals(self.state);
+                }
+                ffi::lua_rawseti_(self.state, self.kept, 0);
+            }
+        }
+    }
+
+    fn check_size(&mut self) -> Step {
+        if self.message.bytes.len() > self.request.limit {
+            return self.refuse(Refusal::TooLarge(self.message.bytes.len()));
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, refusal: Refusal) -> Step {
+        self.refusal = Some(refusal);
+        if refusal != Refusal::Value && refusal != Refusal::Change {
+            // SAFETY: `message_from` has made room.
+            unsafe { ffi::lua_pushnil(self.state) };
+        }
+        Err(Stop)
+    }
+
+    /// Refuses the value at `at`.
+    unsafe fn refuse_value(&mut self, at: c_int) -> Step {
+        // SAFETY: as above.
+        unsafe { ffi::lua_pushvalue(self.state, at) };
+        self.refuse(if self.in_changes { Refusal::Change } else { Refusal::Value })
+    }
+
+    /// Refuses the value at `at`; but first, what it is part of may turn out to have a name.
+    unsafe fn refuse_unless_named(&mut self, at: c_int) -> Step {
+        // SAFETY: as above. A global is left out at each call: only what has been loaded since is worth a scan.
+        unsafe {
+            if self.request.scanned || (self.global.is_some() && !self.functions.modules_changed(self.state)) {
+                self.refuse_value(at)
+            } else {
+                self.refuse(Refusal::Scan)
+            }
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! Values that are no functions.
+
+use std::{
+    ffi::{c_int, c_void},
+    sync::Arc,
+};
+
+use super::{Back, Encoder, Purpose, Seen, Step};
+use crate::{
+    luajit::{self, ffi, push_bytes, string_at},
+    wire::{MAX_DEPTH, MAX_KEYS, flag, put_string, put_varint, tag},
+};
+
+/// More objects of the submitter's are looked up in a map, not one after the other.
+const FEW: usize = 16;
+
+impl Encoder<'_> {
+    /// Writes the value at `at`.
+    ///
+    /// # Safety
+    /// As `message_from`.
+    #[inline]
+    pub(super) unsafe fn value(&mut self, at: c_int, depth: usize) -> Step {
+        // SAFETY: `at` is a valid index, and each arm calls what fits the type.
+        unsafe {
+            match ffi::lua_type(self.state, at) {
+                ffi::LUA_TNIL => self.message.bytes.push(tag::NIL),
+                ffi::LUA_TBOOLEAN => {
+                    let yes = ffi::lua_toboolean(self.state, at) != 0;
+                    self.message.bytes.push(if yes { tag::TRUE } else { tag::FALSE });
+                }
+                ffi::LUA_TNUMBER => self.number(ffi::lua_tonumber(self.state, at)),
+                ffi::LUA_TSTRING => self.string(at),
+                ffi::LUA_TTABLE => return self.table(at, depth),
+                ffi::LUA_TFUNCTION => return self.function(at, depth),
+                ffi::LUA_TLIGHTUSERDATA => {
+                    let pointer = ffi::lua_touserdata(self.state, at) as u64;
+                    self.message.bytes.push(tag::LIGHT);
+                    self.message.bytes.extend_from_slice(&pointer.to_le_bytes());
+                }
+                ffi::LUA_TUSERDATA => return self.userdata(at, depth),
+                luajit::LUA_TCDATA => return self.cdata(at),
+                // Coroutines stay where they are.
+                _ => return self.refuse_unless_named(at),
+            }
+            Ok(())
+        }
+    }
+
+    /// A handle of ours, or an object that packs itself.
+    unsafe fn userdata(&mut self, at: c_int, depth: usize) -> Step {
+        // SAFETY: a userdata at `at`; what is pushed is taken off again.
+        unsafe {
+            if let Some(pool) = (self.pool_of)(self.state, at) {
+                self.message.bytes.push(tag::POOL);
+                self.message.bytes.extend_from_slice(&pool.to_le_bytes());
+                return Ok(());
+            }
+            let object = ffi::lua_topointer(self.state, at);
+            if self.again(object)? || self.own(object) {
+                return Ok(());
+            }
+            if ffi::lua_getmetatable(self.state, at) != 0 {
+                let meta = ffi::lua_gettop(self.state);
+                if self.push_packer(meta) {
+                    return self.packed(at, depth);
+                }
+                ffi::lua_settop(self.state, meta - 1);
+            }
+            self.refuse_unless_named(at)
+        }
+    }
+
+    /// An FFI object, which Lua takes apart (`lua/msys/cdata.lua`).
+    unsafe fn cdata(&mut self, at: c_int) -> Step {
+        // SAFETY: a cdata object at `at`; its address is its payload's, which no other object has. Three values are pushed
+        // and taken off. The call may raise, which ends the protected call; its two strings stay on the stack while read.
+        unsafe {
+            let object = ffi::lua_topointer(self.state, at);
+            if self.again(object)? || self.own(object) {
+                return Ok(());
+            }
+            let top = ffi::lua_gettop(self.state);
+            ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, luajit::CDATA_PACK.as_ptr());
+            ffi::lua_pushvalue(self.state, at);
+            ffi::lua_call(self.state, 1, 2);
+            let packed = (1..=2).all(|place| ffi::lua_type(self.state, top + place) == ffi::LUA_TSTRING);
+            if !packed {
+                ffi::lua_settop(self.state, top);
+                return self.refuse_unless_named(at);
+            }
+            self.begin(object, at);
+            self.message.bytes.push(tag::CDATA);
+            for place in 1..=2 {
+                put_string(&mut self.message.bytes, string_at(self.state, top + place));
+            }
+            ffi::lua_settop(self.state, top);
+            self.check_size()
+        }
+    }
+
+    #[inline]
+    fn number(&mut self, number: f64) {
+        let whole = number as i32;
+        let out = &mut self.message.bytes;
+        // -0 is not the 0 that an integer would give back.
+        if f64::from(whole) == number && (whole != 0 || number.is_sign_positive()) {
+            out.push(tag::INT);
+            put_varint(out, u64::from(((whole << 1) ^ (whole >> 31)) as u32));
+        } else {
+            out.push(tag::NUMBER);
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+
+    #[inline]
+    unsafe fn string(&mut self, at: c_int) {
+        // SAFETY: a string, kept alive by the stack.
+        let bytes = unsafe { string_at(self.state, at) };
+        let out = &mut self.message.bytes;
+        match u8::try_from(bytes.len()) {
+            Ok(len) => out.extend_from_slice(&[tag::STR8, len]),
+            Err(_) => {
+                out.push(tag::STR32);
+                out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+            }
+        }
+        out.extend_from_slice(bytes);
+    }
+
+    /// A table's key: a string is written once a message.
+    ///
+    /// # Safety
+    /// As `value`.
+    #[inline]
+    pub(super) unsafe fn key(&mut self, at: c_int, depth: usize) -> Step {
+        // SAFETY: `lua_tolstring` is called on a string only, as `lua_next` demands.
+        unsafe {
+            if ffi::lua_type(self.state, at) != ffi::LUA_TSTRING {
+                return self.value(at, depth);
+            }
+            let bytes = string_at(self.state, at);
+            // Equal short strings are one object in a VM, so the address tells.
+            if let Some(number) = self.scratch.keys.get(&bytes.as_ptr()) {
+                self.message.bytes.extend_from_slice(&[tag::KEYREF, *number]);
+            } else if self.scratch.keys.len() < MAX_KEYS {
+                let number = self.scratch.keys.len() as u8;
+                self.scratch.keys.insert(bytes.as_ptr(), number);
+                self.message.bytes.push(tag::KEY);
+                put_string(&mut self.message.bytes, bytes);
+            } else {
+                self.string(at);
+            }
+            Ok(())
+        }
+    }
+
+    /// Whether the object has been written; if so, a reference now is. Raises in an object's own packed value.
+    pub(super) fn again(&mut self, object: *const c_void) -> Step<bool> {
+        let Some(seen) = self.scratch.objects.get(&object).copied() else { return Ok(false) };
+        if self.scratch.packing.contains(&seen.ordinal) {
+            self.raise(b"what an object's __msys_pack gives refers to the object itself");
+        }
+        if let Some(tag) = self.message.bytes.get_mut(seen.tag_at) {
+            *tag |= tag::SHARED;
+        }
+        self.message.bytes.push(tag::REF);
+        put_varint(&mut self.message.bytes, u64::from(seen.ordinal));
+        Ok(true)
+    }
+
+    fn raise(&mut self, text: &[u8]) {
+        // SAFETY: in the protected call; nothing of Rust's is live but what is `Copy`.
+        unsafe {
+            push_bytes(self.state, text);
+            ffi::lua_error(self.state)
+        }
+    }
+
+    /// Whether the submitter has the object; if so, its number there is written.
+    pub(super) fn own(&mut self, object: *const c_void) -> bool {
+        let Purpose::Outcome(Some(Back { origin, .. })) = self.request.purpose else { return false };
+        let ordinal = if origin.objects.len() <= FEW {
+            origin.objects.iter().position(|other| *other == object).map(|place| place as u32)
+        } else {
+            if self.scratch.own.is_empty() {
+                self.scratch.own.extend(origin.objects.iter().zip(0..).map(|(object, ordinal)| (*object, ordinal)));
+            }
+            self.scratch.own.get(&object).copied()
+        };
+        let Some(ordinal) = ordinal else { return false };
+        self.message.bytes.push(tag::OWN);
+        put_varint(&mut self.message.bytes, u64::from(ordinal));
+        true
+    }
+
+    /// Writes the name of an object that has one.
+    pub(super) fn named(&mut self, object: *const c_void) -> bool {
+        let Some(name) = self.functions.name_of(object) else { return false };
+        if name.field.is_empty() && &*name.module == "_G" {
+            self.globals();
+            return true;
+        }
+        let out = &mut self.message.bytes;
+        out.push(tag::NAMED);
+        for part in [&name.module, &name.field] {
+            put_string(out, part.as_bytes());
+        }
+        if !name.builtin && !self.message.modules.contains(&name.module) {
+            self.message.modules.push(name.module);
+        }
+        true
+    }
+
+    /// Writes "the globals": in a job, those are what that job sees, and can look at.
+    fn globals(&mut self) {
+        self.message.bytes.push(tag::NAMED);
+        put_string(&mut self.message.bytes, b"_G");
+        put_string(&mut self.message.bytes, b"");
+        if let Purpose::Job { .. } = self.request.purpose {
+            self.flags |= flag::ENV | flag::OPEN_ENV;
+        }
+    }
+
+    /// Numbers the object at `at`, whose tag is about to be written.
+    ///
+    /// # Safety
+    /// As `value`.
+    pub(super) unsafe fn begin(&mut self, object: *const c_void, at: c_int) -> usize {
+        let tag_at = self.message.bytes.len();
+        let ordinal = self.ordinals;
+        self.scratch.objects.insert(object, Seen { ordinal, tag_at });
+        self.ordinals = ordinal.wrapping_add(1);
+        if let Purpose::Job { keep: true, .. } = self.request.purpose {
+            /// Behind the encoder.
+            const FIRST: c_int = 2;
+            if ordinal == 0 && at == FIRST {
+                self.root_is_first = true;
+            } else {
+                // SAFETY: the table is made when it is first needed.
+                unsafe { self.keep(ordinal, at) };
+            }
+        }
+        tag_at
+    }
+
+    unsafe fn keep(&mut self, ordinal: u32, at: c_int) {
+        // SAFETY: as `begin`.
+        unsafe {
+            if ffi::lua_type(self.state, self.kept) == ffi::LUA_TNIL {
+                ffi::lua_createtable(self.state, 8, 1);
+                ffi::lua_replace(self.state, self.kept);
+            }
+            ffi::lua_pushvalue(self.state, at);
+            ffi::lua_rawseti_(self.state, self.kept, ordinal as c_int + 1);
+        }
+    }
+
+    /// Pushes the `__msys_pack` of the metatable at `meta`, if it has one.
+    unsafe fn push_packer(&mut self, meta: c_int) -> bool {
+        // SAFETY: a table is asked for a key.
+        unsafe {
+            let object = ffi::lua_topointer(self.state, meta);
+            if object == self.plain_metatable {
+                return false;
+            }
+            push_bytes(self.state, b"__msys_pack");
+            ffi::lua_rawget_(self.state, meta);
+            if ffi::lua_type(self.state, -1) == ffi::LUA_TFUNCTION {
+                return true;
+            }
+            ffi::lua_settop(self.state, -2);
+            self.plain_metatable = object;
+            false
+        }
+    }
+
+    /// An object that packs itself: `__msys_pack` is on top, above the metatable, which are both taken off.
+    unsafe fn packed(&mut self, at: c_int, depth: usize) -> Step {
+        // SAFETY: two values become two others, which are taken off at the end. The call may raise.
+        unsafe {
+            let value = ffi::lua_gettop(self.state);
+            ffi::luaL_checkstack_(self.state, (MAX_DEPTH * 4) as c_int, c"too many packed objects".as_ptr());
+            ffi::lua_pushvalue(self.state, at);
+            ffi::lua_call(self.state, 1, 2);
+            let module = if ffi::lua_type(self.state, value + 1) == ffi::LUA_TSTRING {
+                std::str::from_utf8(string_at(self.state, value + 1)).ok()
+            } else {
+                None
+            };
+            let Some(module) = module.filter(|name| !name.is_empty()) else {
+                self.raise(b"__msys_pack must give a value and the name of the module that unpacks it");
+                return Ok(());
+            };
+            if !self.message.modules.iter().any(|known| **known == *module) {
+                self.message.modules.push(Arc::from(module));
+            }
+            let object = ffi::lua_topointer(self.state, at);
+            let ordinal = self.ordinals;
+            self.begin(object, at);
+            self.message.bytes.push(tag::PACKED);
+            put_string(&mut self.message.bytes, module.as_bytes());
+            self.scratch.packing.push(ordinal);
+            self.value(value, depth + 1)?;
+            self.scratch.packing.pop();
+            ffi::lua_settop(self.state, value - 2);
+            self.check_size()
+        }
+    }
+
+    /// Whether the contents of an object at this depth are to be deferred. Those of packed values cannot be: they are
+    /// unpacked as soon as they are read.
+    pub(super) fn is_deep(&mut self, depth: usize) -> bool {
+        if self.scratch.packing.is_empty() {
+            return depth >= MAX_DEPTH;
+        }
+        if depth >= 2 * MAX_DEPTH {
+            self.raise(b"what an object's __msys_pack gives is nested too deeply");
+        }
+        false
+    }
+
+    unsafe fn table(&mut self, at: c_int, depth: usize) -> Step {
+        // SAFETY: a table at `at`; what is pushed is taken off again.
+        unsafe {
+            let object = ffi::lua_topointer(self.state, at);
+            if self.again(object)? || self.own(object) || self.named(object) {
+                return Ok(());
+            }
+            if self.functions.is_environment(self.state, at) {
+                self.globals();
+                return Ok(());
+            }
+            self.has_tables = true;
+            let meta = ffi::lua_getmetatable(self.state, at) != 0;
+            let meta_at = ffi::lua_gettop(self.state);
+            if meta && self.push_packer(meta_at) {
+                return self.packed(at, depth);
+            }
+            self.begin(object, at);
+            let flags = if meta { tag::META } else { 0 };
+            if self.is_deep(depth) {
+                if meta {
+                    ffi::lua_settop(self.state, -2);
+                }
+                self.message.bytes.push(tag::TABLE | flags | tag::DEFERRED);
+                self.defer(at);
+                return Ok(());
+            }
+            self.message.bytes.push(tag::TABLE | flags);
+            self.contents(at, depth)?;
+            if meta {
+                self.value(meta_at, depth + 1)?;
+                ffi::lua_settop(self.state, meta_at - 1);
+            }
+            self.check_size()
+        }
+    }
+
+    /// A table's items and records.
+    ///
+    /// # Safety
+    /// As `value`.
+    pub(super) unsafe fn contents(&mut self, at: c_int, depth: usize) -> Step {
+        // SAFETY: `lua_next` walks the table with its key on top; nothing here changes the table.
+        unsafe {
+            let counts_at = self.message.bytes.len();
+            self.message.bytes.extend_from_slice(&[0; 8]);
+            let (mut items, mut records) = (0u32, 0u32);
+            let mut in_order = true;
+            ffi::lua_pushnil(self.state);
+            let key = ffi::lua_gettop(self.state);
+            while ffi::lua_next(self.state, at) != 0 {
+                // The array part comes first and in order: its keys need not be written.
+                in_order = in_order
+                    && ffi::lua_type(self.state, key) == ffi::LUA_TNUMBER
+                    && ffi::lua_tonumber(self.state, key) == f64::from(items) + 1.0;
+                if in_order {
+                    items += 1;
+                } else {
+                    records += 1;
+                    self.key(key, depth + 1)?;
+                }
+                self.value(key + 1, depth + 1)?;
+                ffi::lua_settop(self.state, key);
+            }
+            if let Some(counts) = self.message.bytes.get_mut(counts_at..counts_at + 8) {
+                let (low, high) = counts.split_at_mut(4);
+                low.copy_from_slice(&items.to_le_bytes());
+                high.copy_from_slice(&records.to_le_bytes());
+            }
+            Ok(())
+        }
+    }
+}

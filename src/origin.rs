@@ -1,0 +1,29 @@
+//! What a worker keeps of the message that a job came in, so that the job's outcome can speak of the submitter's objects.
+//!
+//! `decode` fills it, `changes` compares with it, `encode` finds in it what the submitter has already.
+
+use std::ffi::c_void;
+
+/// See the module. The objects themselves are kept alive by a Lua table ([`crate::functions::Functions::theirs`]).
+#[derive(Debug, Default)]
+pub struct Origin {
+    /// The message's bytes.
+    pub bytes: Vec<u8>,
+    /// The objects made from it, by ordinal.
+    pub objects: Vec<*const c_void>,
+    /// Its cells in order: the function and which upvalue of it.
+    pub cells: Vec<(u32, u8)>,
+}
+
+impl Origin {
+    /// Empties it; memory is kept, unless that is so large that keeping it would be a leak.
+    pub fn clear(&mut self) {
+        const KEEP: usize = 64 * 1024;
+        if self.bytes.capacity() > KEEP || self.objects.capacity() > KEEP / 8 {
+            *self = Self::default();
+        }
+        self.bytes.clear();
+        self.objects.clear();
+        self.cells.clear();
+    }
+}
