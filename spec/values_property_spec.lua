@@ -138,7 +138,9 @@ local function describe_graph(root)
     local module = require(name)
     named[module] = name
     for field, fn in next, module do
-      if type(fn) == "function" and (name ~= "_G" or debug.getinfo(fn, "S").what == "C") then
+      if
+        type(fn) == "function" and (name ~= "_G" or field == "require" or debug.getinfo(fn, "S").what == "C")
+      then
         named[fn] = name .. "." .. tostring(field)
       end
     end
