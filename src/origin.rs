@@ -4,7 +4,7 @@
 
 use std::ffi::c_void;
 
-/// See the module. The objects themselves are kept alive by a Lua table ([`crate::functions::Functions::theirs`]).
+/// See the module. The objects themselves are kept alive by a Lua table (`theirs` of `functions`).
 #[derive(Debug, Default)]
 pub struct Origin {
     /// The message's bytes.

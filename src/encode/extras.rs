@@ -114,7 +114,7 @@ impl Encoder<'_> {
     /// # Safety
     /// As `value`.
     pub(super) unsafe fn changes(&mut self, list: c_int, count: c_int) -> Step {
-        // SAFETY: `crate::changes` has made the list.
+        // SAFETY: `changes` has made the list.
         unsafe {
             let base = ffi::lua_gettop(self.state);
             for change in 0..count {
