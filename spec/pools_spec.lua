@@ -358,11 +358,31 @@ describe("what is refused:", function()
       for _, third in ipairs { { args = { text } }, { args = { text }, async = true } } do
         local err = raised(msys.runInPool, pool, idle, third)
         local size = tonumber(
-          err:match "^msys.runInPool: the message has (%d+) bytes, pool 'Small' takes at most 10000 %(max_message%)$"
+          err:match "^msys.runInPool: the message has (%d+) bytes, pool 'Small' takes at most 10000 %(max_message%)"
         )
         assert.is_true(size and size > 20000 and size < 21000, err)
       end
       assert.is_true((msys.runInPool(pool, idle, { args = { n = 0 }, async = false })))
+    end)
+  end)
+
+  it("a message larger than max_message, naming its largest parts with their sizes", function()
+    helper.with_pool({ name = "Parts", max_message = 10000 }, function(pool)
+      local rows, text, small = {}, ("x"):rep(3000), { 1 }
+      for i = 1, 20000 do
+        rows[i] = i
+      end
+      local err = raised(msys.runInPool, pool, function()
+        return rows, text, small
+      end, { args = { ("y"):rep(4096) } })
+      local parts =
+        "; the largest parts are upvalue 'rows' with 70.1 KiB, argument 1 with 4.0 KiB and upvalue 'text' with 2.9 KiB"
+      assert.equal(parts, err:match ";.*$")
+      local ok, of_result = msys.runInPool(pool, function()
+        return 1, ("x"):rep(2 ^ 20)
+      end)
+      assert.is_false(ok)
+      assert.equal("; the largest part is result 2 with 1.0 MiB", of_result:match ";.*$")
     end)
   end)
 

@@ -8,7 +8,8 @@
 ---@field pool_metatable table
 local native = {}
 
---- Sends a job; gives its id, or nil, a reason ("unknown", "shutdown", "full", "scan", "refused", "text", "lost") and
+--- Sends a job; gives its id, or nil, a reason ("unknown", "shutdown", "full", "scan", "refused", "large", "text",
+--- "lost") and
 --- its value.
 ---@param pool integer
 ---@param mode 0|1|2
@@ -39,7 +40,7 @@ function native.next(block, deep) end
 function native.open(slot) end
 
 ---@param slot integer
----@param scanned boolean
+---@param flags integer
 ---@param ok boolean
 ---@param ... any
 ---@return boolean? sent
@@ -57,12 +58,22 @@ function native.finish(slot, scanned, ok, ...) end
 ---@return any value
 function native.report(slot, scanned, ok, err, info) end
 
----@param scanned boolean
+---@param flags integer
 ---@param closure function
 ---@return boolean? packed
 ---@return string? reason
 ---@return any value
 function native.pack(scanned, closure) end
+
+--- How many bytes a value has in a message; nil if it cannot cross.
+---@param value any
+---@return integer? bytes
+function native.measure(value) end
+
+--- The globals that a Lua function's code names, but for those that every VM has.
+---@param fn function
+---@return string[]? names
+function native.globals_of(fn) end
 
 ---@param slot? integer
 ---@return integer? id

@@ -83,6 +83,10 @@ local function builtin()
   return table.concat(list, "\n") .. "\n" .. (others or "")
 end
 
+function refusal.is_globals(env)
+  return env == globals or known[env] ~= nil
+end
+
 native.set_environment(environment.new, environment.leave_out, known, refusal.kind_of, builtin)
 
 return environment

@@ -1,11 +1,17 @@
 --- Finds the path to a value that cannot be sent. The encoder keeps no paths; this looks for one after a refusal.
 
 local names = require "msys.names"
+local native = require "msys.native"
 
 -- This may run at exit, in a finalizer, where LuaJIT does not leave a compiled loop over `next` (see ARCHITECTURE.md).
 jit.off(true, true)
 
 local refusal = {}
+
+--- Whether a function's environment crosses as the globals; `msys.environment` knows more of them.
+function refusal.is_globals(env)
+  return env == package.loaded._G
+end
 
 --- A step of the search: how the value is called, and of what it is a part.
 ---@class msys.refusal.Node
@@ -73,7 +79,7 @@ local function parts(node)
     if node.name ~= "the closure" then tail = tail .. ", " .. node.name .. node.tail end
     ---@diagnostic disable-next-line: access-invisible -- LuaJIT has it
     local env = debug.getfenv(value)
-    if env ~= package.loaded._G then add(env, "the environment", tail) end
+    if not refusal.is_globals(env) then add(env, "the environment", tail) end
     for place = 1, 255 do
       local name, upvalue = debug.getupvalue(value, place)
       if not name then break end
@@ -110,6 +116,55 @@ function refusal.explain(roots, refused)
     end
   end
   return "a " .. refusal.kind_of(refused)
+end
+
+--- How many of the largest parts are named.
+local MOST = 3
+
+local UNITS = { { 2 ^ 30, "GiB" }, { 2 ^ 20, "MiB" }, { 2 ^ 10, "KiB" } }
+
+local function size_text(bytes)
+  for _, unit in ipairs(UNITS) do
+    if bytes >= unit[1] then return ("%.1f %s"):format(bytes / unit[1], unit[2]) end
+  end
+  return bytes .. " bytes"
+end
+
+--- Of a message that is too large: its largest parts, with their sizes.
+---@param roots { name: string, value: any }[]
+---@return string  for example `; the largest are upvalue 'rows' with 12.3 MiB and argument 1 with 2.0 KiB`, or nothing
+function refusal.largest(roots)
+  local found = {}
+  local function add(name, value)
+    local kind = type(value)
+    if kind ~= "string" and kind ~= "table" and kind ~= "function" and kind ~= "cdata" then return end
+    local bytes = native.measure(value)
+    if bytes then found[#found + 1] = { name = name, bytes = bytes } end
+  end
+  for _, root in ipairs(roots) do
+    if type(root.value) ~= "function" then
+      add(root.name, root.value)
+    else
+      -- What is in a function is named in it.
+      for _, part in ipairs(parts(root)) do
+        add(part.name, part.value)
+      end
+      for _, name in ipairs(native.globals_of(root.value) or {}) do
+        add(("global '%s'"):format(name), rawget(package.loaded._G, name))
+      end
+    end
+  end
+  table.sort(found, function(a, b)
+    return a.bytes > b.bytes
+  end)
+  local texts = {}
+  for place = 1, math.min(MOST, #found) do
+    texts[place] = ("%s with %s"):format(found[place].name, size_text(found[place].bytes))
+  end
+  local last = table.remove(texts)
+  if not last then return "" end
+  if #texts == 0 then return "; the largest part is " .. last end
+  return ("; the largest parts are %s and %s"):format(table.concat(texts, ", "), last)
 end
 
 return refusal

@@ -39,14 +39,14 @@ local OPTION_TYPES = {
   in_place = "boolean",
 }
 
---- The value that cannot cross, in words.
-local function refused(value, closure, completion, ...)
+--- What a job is made of, by the names that errors give it.
+local function roots_of(closure, completion, ...)
   local roots = { { name = "the closure", value = closure } }
   if completion ~= nil then roots[#roots + 1] = { name = "the completion", value = completion } end
   for place = 1, select("#", ...) do
     roots[#roots + 1] = { name = "argument " .. place, value = (select(place, ...)) }
   end
-  return "cannot send " .. refusal.explain(roots, value)
+  return roots
 end
 
 --- Sends a job. Gives its id, or nil, a reason and a text: "shutdown" is an outcome, the rest is raised.
@@ -69,7 +69,9 @@ local function send(flags, pool, mode, ticket, name, closure, completion, ...)
     scheduler.lose_everything()
     return send(flags, pool, mode, ticket, name, closure, completion, ...)
   elseif reason == "refused" then
-    return nil, reason, refused(value, closure, completion, ...)
+    return nil, reason, "cannot send " .. refusal.explain(roots_of(closure, completion, ...), value)
+  elseif reason == "large" then
+    return nil, reason, value .. refusal.largest(roots_of(closure, completion, ...))
   end
   threadpool.forget(pool)
   return nil, reason, tostring(value)

@@ -47,6 +47,14 @@ local function open(session, slot)
   return call(session, slot, native_open(slot))
 end
 
+local function roots_of(...)
+  local roots = {}
+  for place = 1, select("#", ...) do
+    roots[place] = { name = "result " .. place, value = (select(place, ...)) }
+  end
+  return roots
+end
+
 --- What of a job's values cannot cross, in words.
 local function unsendable(value, ok, ...)
   if not ok then
@@ -54,11 +62,7 @@ local function unsendable(value, ok, ...)
     local kind = refusal.kind_of(value)
     return ("msys.runInPool: cannot send the error value (%s): %s"):format(kind, scheduler.text_of(err))
   end
-  local roots = {}
-  for place = 1, select("#", ...) do
-    roots[place] = { name = "result " .. place, value = (select(place, ...)) }
-  end
-  return "msys.runInPool: cannot send " .. refusal.explain(roots, value)
+  return "msys.runInPool: cannot send " .. refusal.explain(roots_of(...), value)
 end
 
 local function unsendable_change(value)
@@ -80,6 +84,9 @@ local function finish(flags, slot, ok, ...)
   if reason == "refused" then
     text = unsendable(value, ok, ...)
     flags = SCANNED
+  elseif reason == "large" then
+    text = tostring(value) .. refusal.largest(roots_of(...))
+    flags = SCANNED + NO_CHANGES
   else
     text = reason == "change" and unsendable_change(value) or tostring(value)
     flags = SCANNED + NO_CHANGES

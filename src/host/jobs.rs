@@ -16,6 +16,7 @@ use crate::{
     pool::WhenFull,
     origin::Origin,
     vm::{Next, Order, Running, Vm},
+    usage::Usage,
     wire::Message,
 };
 
@@ -26,6 +27,8 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"finish", finish),
     (c"report", report),
     (c"pack", pack),
+    (c"measure", measure),
+    (c"globals_of", globals_of),
     (c"describe", describe),
 ];
 
@@ -119,7 +122,7 @@ unsafe fn refused(state: *mut lua_State, refusal: Refusal, size_text: impl FnOnc
             Refusal::TooLarge(size) => {
                 ffi::lua_settop(state, -2);
                 push_bytes(state, size_text(size).as_bytes());
-                b"text"
+                b"large"
             }
             Refusal::Raised => b"text",
         };
@@ -450,6 +453,43 @@ unsafe extern "C-unwind" fn pack(state: *mut lua_State) -> c_int {
         }
         *vm.packed.borrow_mut() = Some(Arc::new(message));
         ffi::lua_pushboolean(state, 1);
+        1
+    }
+}
+
+/// `measure(value)` → how many bytes it has in a message, or nothing if it cannot cross
+unsafe extern "C-unwind" fn measure(state: *mut lua_State) -> c_int {
+    // SAFETY: as `open`.
+    unsafe {
+        let vm = vm(state);
+        ffi::lua_settop(state, 1);
+        let mut message = Message::default();
+        let request = Request { count: 1, limit: usize::MAX, scanned: true, purpose: Purpose::Outcome(None) };
+        if encode_top(state, vm, &mut message, request).is_err() {
+            return 0;
+        }
+        ffi::lua_pushnumber(state, message.bytes.len() as f64);
+        1
+    }
+}
+
+/// `globals_of(function)` → the names of globals in its code, but for those that every VM has
+unsafe extern "C-unwind" fn globals_of(state: *mut lua_State) -> c_int {
+    // SAFETY: a Lua function is dumped; the names are pushed while the buffer may leak, should memory run out.
+    unsafe {
+        ffi::lua_settop(state, 1);
+        let mut dump: Vec<u8> = Vec::new();
+        if ffi::lua_iscfunction(state, 1) != 0
+            || ffi::lua_dump_(state, crate::functions::write_dump, (&raw mut dump).cast()) != 0
+        {
+            return 0;
+        }
+        let usage = Usage::of(&dump);
+        ffi::lua_createtable(state, usage.globals.len() as c_int, 0);
+        for (name, place) in usage.globals.iter().zip(1..) {
+            push_bytes(state, name);
+            ffi::lua_rawseti_(state, -2, place);
+        }
         1
     }
 }
