@@ -606,7 +606,8 @@ impl<'a> Collector<'a> {
             ffi::lua_rawget_(self.state, name + 1);
             ffi::lua_remove(self.state, name + 1);
             let same = self.is_same(name + 1)?;
-            if !same && !(ffi::lua_type(self.state, name + 1) == ffi::LUA_TNIL && self.has_global(name)) {
+            let unset = ffi::lua_type(self.state, name + 1) == ffi::LUA_TNIL && self.has_global(name);
+            if !(same || unset) {
                 self.change(tag::SET_GLOBAL, 0);
             }
             Ok(())

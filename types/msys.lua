@@ -7,7 +7,7 @@
 ---@field completion? fun(ok: boolean, ...: any)  called with the outcome; implies `async`
 ---@field mode? integer  where the completion runs: `msys.core.ECTP_COMPLETE_CALLBACK_SCHED` for this VM's scheduler
 ---@field name? string  for errors and statistics
----@field in_place? boolean
+---@field in_place? boolean  false: the job's changes stay in its VM, and its results are copies
 
 --- What `msys.threadpool.create` takes.
 ---@class msys.PoolOptions

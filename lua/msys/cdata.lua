@@ -1,7 +1,7 @@
 --- FFI objects without pointers in them, as a type's name and bytes, and back: numbers, enums, structs, unions, arrays.
 ---
---- `src/encode.rs` and `src/decode.rs` call `pack` and `unpack`, which they find in the registry: LuaJIT has no C API for
---- cdata. What LuaJIT knows of a type comes from `ffi.typeinfo`: `info` has the kind in its upper four bits, and the
+--- `src/encode/values.rs` and `src/decode.rs` call `pack`, `unpack` and `fill`, which they find in the registry: LuaJIT
+--- has no C API for cdata. What LuaJIT knows of a type comes from `ffi.typeinfo`: `info` has the kind in its upper four bits, and the
 --- number of the type that it is made of in its lower sixteen.
 
 local native = require "msys.native"
@@ -52,7 +52,7 @@ local function learn(ctype, id)
   local found = false
   if ok and tonumber(named) == id and is_plain(id, true) then
     local kind = bit.rshift(ffi.typeinfo(id).info, 28)
-    -- What is made of many numbers can be addressed as it is; complex numbers are arrays to LuaJIT, but not to its users.
+    -- What is made of many numbers can be addressed as it is; LuaJIT counts complex numbers among arrays.
     local scalar = kind ~= STRUCT and not name:find("[", 1, true)
     found = { name = name, scalar = scalar }
   end

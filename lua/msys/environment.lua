@@ -1,6 +1,7 @@
 --- The environment of a job that names globals of its script's: what came along, and behind it the VM's globals.
 ---
---- `src/decode.rs` calls `new` and `leave_out`. Which globals a function names is found in its bytecode (`src/usage.rs`).
+--- `src/decode.rs` calls `new` and `leave_out`. Which globals a function names is found in its bytecode:
+--- `src/usage.rs`.
 
 local native = require "msys.native"
 local refusal = require "msys.refusal"

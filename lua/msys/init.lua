@@ -27,7 +27,8 @@ local function check_function(fn, name)
   if type(fn) ~= "function" then error(("%s: fn must be a function, got %s"):format(name, type(fn)), 3) end
 end
 
---- Says whether script globals that a job's functions name come along with the job (they do). Gives what was said before.
+--- Says whether script globals that a job's functions name come along with the job (they do). Gives what was said
+--- before.
 ---@param on? boolean  nil: only asks
 ---@return boolean before
 function msys.capture(on)

@@ -377,6 +377,8 @@ unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
                 return refused(state, refusal, |size| vm.too_large(size));
             }
         }
+        // What the session's coroutine runs next has nothing to do with this job's environment.
+        vm.functions.reset_environment(state);
         if let Some(origin) = running.origin.take() {
             vm.return_origin(origin);
             ffi::lua_pushnil(state);
