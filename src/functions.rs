@@ -66,11 +66,13 @@ pub struct Functions {
 /// Registry references of what makes the environments of jobs (`lua/msys/environment.lua`).
 #[derive(Clone, Copy, Debug)]
 pub struct Environments {
-    /// `new(open, init)` → environment
+    /// The metatable of those that nobody looks at; its address too.
+    pub behind: (c_int, *const c_void),
+    /// `new(init)` → another environment
     pub new: c_int,
     /// `leave_out(environment, name, why)`
     pub leave_out: c_int,
-    /// The set of those made, with weak keys.
+    /// The set of those that `new` made, with weak keys.
     pub known: c_int,
     /// `kind_of(value)` → what it is, for a person
     pub kind_of: c_int,
@@ -144,10 +146,15 @@ impl Functions {
                 return;
             };
             self.has_environments.set(true);
+            if !open && !init {
+                ffi::lua_createtable(state, 0, 1);
+                ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, environments.behind.0);
+                ffi::lua_setmetatable(state, -2);
+                return;
+            }
             ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, environments.new);
-            ffi::lua_pushboolean(state, c_int::from(open));
             ffi::lua_pushboolean(state, c_int::from(init));
-            ffi::lua_call(state, 2, 1);
+            ffi::lua_call(state, 1, 1);
         }
     }
 
@@ -200,6 +207,14 @@ impl Functions {
         let Some(environments) = self.environments.get().filter(|_| self.has_environments.get()) else { return false };
         // SAFETY: asks a table for a key; what is pushed is taken off.
         unsafe {
+            if ffi::lua_getmetatable(state, at) == 0 {
+                return false;
+            }
+            let meta = ffi::lua_topointer(state, -1);
+            ffi::lua_settop(state, -2);
+            if meta == environments.behind.1 {
+                return true;
+            }
             let top = ffi::lua_gettop(state);
             ffi::lua_pushvalue(state, at);
             ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, environments.known);

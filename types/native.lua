@@ -149,12 +149,13 @@ function native.fresh_names(source) end
 function native.set_cdata(pack, unpack, fill) end
 
 --- What makes the environments of jobs: see `msys.environment`.
----@param new fun(open: boolean, init: boolean): table
+---@param behind table  the metatable of environments that nobody looks at
+---@param new fun(init: boolean): table
 ---@param leave_out fun(env: table, name: string, why: string)
 ---@param known table<table, true>
 ---@param kind_of fun(value: any): string
 ---@param builtin fun(): string
-function native.set_environment(new, leave_out, known, kind_of, builtin) end
+function native.set_environment(behind, new, leave_out, known, kind_of, builtin) end
 
 ---@param name string
 function native.module_tried(name) end

@@ -1,6 +1,6 @@
 --- The environment of a job that names globals of its script's: what came along, and behind it the VM's globals.
 ---
---- `src/decode.rs` calls `new` and `leave_out`. Which globals a function names is found in its bytecode:
+--- `src/decode.rs` calls `new` and `leave_out`, and makes what is no more than an empty table with `behind` itself. Which globals a function names is found in its bytecode:
 --- `src/usage.rs`.
 
 local native = require "msys.native"
@@ -26,7 +26,8 @@ end
 
 local globals = package.loaded._G
 
---- All environments made here that are still in use: to the encoder they are the globals.
+--- All environments made here that are still in use. To the encoder they are the globals, as are all tables with the
+--- metatable `behind`.
 ---@type table<table, true>
 local known = setmetatable({}, { __mode = "k" })
 
@@ -34,15 +35,13 @@ local behind = { __index = globals }
 --- What a pool's init assigns is for all that follow.
 local behind_init = { __index = globals, __newindex = globals }
 
---- A new environment.
----@param open boolean  the job can look at it as a table, so it must look like the globals
----@param init boolean  it is a pool's init's
+--- A new environment: one that a job can look at as a table, so that it must look like the globals, or a pool's init's.
+---@param init boolean
 ---@return table
-function environment.new(open, init)
+function environment.new(init)
   local env = {}
   known[env] = true
   if init then return setmetatable(env, behind_init) end
-  if not open then return setmetatable(env, behind) end
   for name, value in next, globals do
     env[name] = value
   end
@@ -57,6 +56,7 @@ end
 ---@param why string
 function environment.leave_out(env, name, why)
   local meta = getmetatable(env)
+  known[env] = true
   if not meta.left_out then
     local left_out = {}
     meta = { __newindex = meta.__newindex, left_out = left_out }
@@ -85,9 +85,9 @@ local function builtin()
 end
 
 function refusal.is_globals(env)
-  return env == globals or known[env] ~= nil
+  return env == globals or known[env] ~= nil or getmetatable(env) == behind
 end
 
-native.set_environment(environment.new, environment.leave_out, known, refusal.kind_of, builtin)
+native.set_environment(behind, environment.new, environment.leave_out, known, refusal.kind_of, builtin)
 
 return environment

@@ -94,29 +94,23 @@ pub struct Scratch {
 
 impl Scratch {
     fn clear(&mut self) {
-        /// A map that has grown beyond this is given back: clearing it would cost more than most messages.
+        /// A map that has grown beyond this, and whose last message needed little of it, is given back.
         const KEEP: usize = 4096;
-        if self.objects.capacity() > KEEP {
-            self.objects = FxHashMap::default();
+        fn empty<K, V>(map: &mut FxHashMap<K, V>) {
+            if map.capacity() > KEEP && map.len() < map.capacity() / 16 {
+                *map = FxHashMap::default();
+            }
+            map.clear();
         }
-        if self.cells.capacity() > KEEP {
-            self.cells = FxHashMap::default();
-        }
-        if self.own.capacity() > KEEP {
-            self.own = FxHashMap::default();
-        }
-        if self.own_cells.capacity() > KEEP {
-            self.own_cells = FxHashMap::default();
-        }
-        self.objects.clear();
-        self.cells.clear();
+        empty(&mut self.objects);
+        empty(&mut self.cells);
+        empty(&mut self.own);
+        empty(&mut self.own_cells);
         self.keys.clear();
         self.sees_globals.clear();
         self.naming.clear();
         self.globals.clear();
         self.packing.clear();
-        self.own.clear();
-        self.own_cells.clear();
     }
 }
 

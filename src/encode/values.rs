@@ -19,7 +19,7 @@ impl Encoder<'_> {
     ///
     /// # Safety
     /// As `message_from`.
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn value(&mut self, at: c_int, depth: usize) -> Step {
         // SAFETY: `at` is a valid index, and each arm calls what fits the type.
         unsafe {
@@ -132,7 +132,7 @@ impl Encoder<'_> {
     ///
     /// # Safety
     /// As `value`.
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn key(&mut self, at: c_int, depth: usize) -> Step {
         // SAFETY: `lua_tolstring` is called on a string only, as `lua_next` demands.
         unsafe {

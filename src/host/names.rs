@@ -47,13 +47,13 @@ unsafe extern "C-unwind" fn set_cdata(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `set_environment(new, leave_out, known, kind_of, builtin)`: see `lua/msys/environment.lua`; `builtin()` gives the names of the
+/// `set_environment(behind, new, leave_out, known, kind_of, builtin)`: see `lua/msys/environment.lua`; `builtin()` gives the names of the
 /// globals that every VM has, and is called once in the process
 unsafe extern "C-unwind" fn set_environment(state: *mut lua_State) -> c_int {
     // SAFETY: arguments by index. What may raise comes while no Rust value is live but the buffer, which would leak.
     unsafe {
         let vm = vm(state);
-        ffi::lua_settop(state, 5);
+        ffi::lua_settop(state, 6);
         if !usage::is_ready() {
             ffi::lua_call(state, 0, 1);
             let mut dump: Vec<u8> = Vec::new();
@@ -61,16 +61,18 @@ unsafe extern "C-unwind" fn set_environment(state: *mut lua_State) -> c_int {
             let loaded = ffi::luaL_loadbuffer(state, source.as_ptr().cast(), source.len(), c"=msys".as_ptr())
                 == ffi::LUA_OK
                 && ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) == 0;
-            if loaded && ffi::lua_type(state, 5) == ffi::LUA_TSTRING {
-                usage::learn(&dump, string_at(state, 5));
+            if loaded && ffi::lua_type(state, 6) == ffi::LUA_TSTRING {
+                usage::learn(&dump, string_at(state, 6));
             }
         }
-        ffi::lua_settop(state, 4);
+        ffi::lua_settop(state, 5);
         let kind_of = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
         let known = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
         let leave_out = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
         let new = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
-        vm.functions.set_environments(Environments { new, leave_out, known, kind_of });
+        let address = ffi::lua_topointer(state, -1);
+        let behind = (ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX), address);
+        vm.functions.set_environments(Environments { behind, new, leave_out, known, kind_of });
         0
     }
 }
