@@ -70,6 +70,11 @@ function native.pack(scanned, closure) end
 ---@return integer? bytes
 function native.measure(value) end
 
+--- The values as a job in this VM would get them; for benchmarks and tests. Raises where they cannot cross.
+---@param ... any
+---@return any ...
+function native.copy(...) end
+
 --- The globals that a Lua function's code names, but for those that every VM has.
 ---@param fn function
 ---@return string[]? names

@@ -28,6 +28,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"report", report),
     (c"pack", pack),
     (c"measure", measure),
+    (c"copy", copy),
     (c"globals_of", globals_of),
     (c"describe", describe),
 ];
@@ -472,6 +473,24 @@ unsafe extern "C-unwind" fn measure(state: *mut lua_State) -> c_int {
         }
         ffi::lua_pushnumber(state, message.bytes.len() as f64);
         1
+    }
+}
+
+/// `copy(values…)` → the values as a job in this VM would get them; for benchmarks and tests
+unsafe extern "C-unwind" fn copy(state: *mut lua_State) -> c_int {
+    // SAFETY: as `open`.
+    unsafe {
+        let vm = vm(state);
+        let mut job = vm.take_parcel();
+        let purpose = Purpose::Job { keep: false, capture: false };
+        let request = Request { count: ffi::lua_gettop(state), limit: usize::MAX, scanned: true, purpose };
+        let encoded = encode_top(state, vm, &mut job.value.message, request);
+        let decoded = encoded.is_ok().then(|| decode_onto(state, vm, &job.value.message, Role::Outcome(None)));
+        vm.return_parcel(job);
+        match decoded {
+            Some(Ok(count)) => count,
+            _ => ffi::lua_error(state),
+        }
     }
 }
 
