@@ -21,6 +21,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Scratch {
     deferred: Vec<(u32, u8)>,
+    /// As the decoder's; and how much was to be read where the shape's keys stand.
+    shapes: Vec<(u32, u8, usize)>,
 }
 
 struct Collector<'a> {
@@ -40,11 +42,21 @@ struct Collector<'a> {
 }
 
 /// Stack places in the inner function, behind its argument: the table of the job's objects, the list of changes or nil, the set of
-/// names of globals that were sent, the message's keys.
+/// names of globals that were sent, the table of the shapes' keys, the message's keys.
 const OBJECTS: c_int = 2;
 const CHANGES: c_int = 3;
 const NAMES: c_int = 4;
-const FIRST_KEY: c_int = 5;
+const SHAPES: c_int = 5;
+const FIRST_KEY: c_int = 6;
+
+/// How much a table has.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    items: u32,
+    records: u32,
+    /// Where the keys of its shape begin; 0 if each record has its key before it.
+    shape: c_int,
+}
 
 type Step<T = ()> = Result<T, Malformed>;
 
@@ -66,6 +78,7 @@ pub unsafe fn collect(
     scratch: &mut Scratch,
 ) -> Result<c_int, Raised> {
     scratch.deferred.clear();
+    scratch.shapes.clear();
     let mut collector = Collector {
         state,
         functions,
@@ -366,8 +379,9 @@ impl<'a> Collector<'a> {
                     if tag & tag::DEFERRED != 0 {
                         return Ok(());
                     }
-                    let (items, records) = (self.reader.u32()?, self.reader.u32()?);
-                    for _ in 0..u64::from(items) + 2 * u64::from(records) {
+                    let head = self.head(tag)?;
+                    let values = if head.shape > 0 { head.records } else { 2 * head.records };
+                    for _ in 0..u64::from(head.items) + u64::from(values) {
                         self.skip()?;
                     }
                     if tag & tag::META != 0 {
@@ -406,14 +420,49 @@ impl<'a> Collector<'a> {
         Ok(())
     }
 
+    /// Reads how much a table has.
+    unsafe fn head(&mut self, tag: u8) -> Step<Head> {
+        if tag & tag::SHAPED == 0 {
+            return Ok(Head { items: self.reader.u32()?, records: self.reader.u32()?, shape: 0 });
+        }
+        let items = self.reader.varint()? as u32;
+        let number = self.reader.varint()? as usize;
+        let here = self.reader.remaining();
+        if number <= self.scratch.shapes.len() {
+            let (first, len, keys_at) = self.scratch.shapes.get(number.wrapping_sub(1)).copied().unwrap_or_default();
+            if keys_at == here {
+                // A second reading.
+                for _ in 0..self.reader.u8()? {
+                    self.reader.string()?;
+                }
+            }
+            return Ok(Head { items, records: u32::from(len), shape: first as c_int });
+        }
+        let len = self.reader.u8()?;
+        let first = self.scratch.shapes.last().map_or(1, |(first, len, _)| first + u32::from(*len));
+        // SAFETY: the table is made when it is first needed; strings are pushed and put into it.
+        unsafe {
+            if ffi::lua_type(self.state, SHAPES) == ffi::LUA_TNIL {
+                ffi::lua_createtable(self.state, c_int::from(len), 0);
+                ffi::lua_replace(self.state, SHAPES);
+            }
+            for place in 0..c_int::from(len) {
+                push_bytes(self.state, self.reader.string()?);
+                ffi::lua_rawseti_(self.state, SHAPES, first as c_int + place);
+            }
+        }
+        self.scratch.shapes.push((first, len, here));
+        Ok(Head { items, records: u32::from(len), shape: first as c_int })
+    }
+
     /// Compares items, records and metatable.
     unsafe fn table(&mut self, at: c_int, ordinal: u32, tag: u8) -> Step {
         // SAFETY: the table stays at `at`; what is pushed is taken off.
         unsafe {
-            let (items, records) = (self.reader.u32()?, self.reader.u32()?);
+            let head = self.head(tag)?;
             let start = (self.reader, self.ordinals);
             let mut present = 0u64;
-            for place in 1..=items {
+            for place in 1..=head.items {
                 ffi::lua_rawgeti_(self.state, at, place as c_int);
                 let now = ffi::lua_gettop(self.state);
                 present += u64::from(ffi::lua_type(self.state, now) != ffi::LUA_TNIL);
@@ -424,8 +473,12 @@ impl<'a> Collector<'a> {
                 }
                 ffi::lua_settop(self.state, now - 1);
             }
-            for _ in 0..records {
-                self.push_original()?;
+            for place in 0..head.records {
+                if head.shape > 0 {
+                    ffi::lua_rawgeti_(self.state, SHAPES, head.shape + place as c_int);
+                } else {
+                    self.push_original()?;
+                }
                 let key = ffi::lua_gettop(self.state);
                 ffi::lua_pushvalue(self.state, key);
                 ffi::lua_rawget_(self.state, at);
@@ -445,7 +498,7 @@ impl<'a> Collector<'a> {
             if count > present {
                 let end = (self.reader, self.ordinals);
                 (self.reader, self.ordinals) = start;
-                self.new_records(at, ordinal, items, records)?;
+                self.new_records(at, ordinal, head)?;
                 (self.reader, self.ordinals) = end;
             }
             let has_meta = ffi::lua_getmetatable(self.state, at) != 0;
@@ -465,17 +518,21 @@ impl<'a> Collector<'a> {
     }
 
     /// Lists the records that the table has besides those of the message.
-    unsafe fn new_records(&mut self, at: c_int, ordinal: u32, items: u32, records: u32) -> Step {
+    unsafe fn new_records(&mut self, at: c_int, ordinal: u32, head: Head) -> Step {
         // SAFETY: as `table`.
         unsafe {
             let known = ffi::lua_gettop(self.state) + 1;
-            ffi::lua_createtable(self.state, 0, records as c_int);
+            ffi::lua_createtable(self.state, 0, head.records as c_int);
             self.again = true;
-            for _ in 0..items {
+            for _ in 0..head.items {
                 self.skip()?;
             }
-            for _ in 0..records {
-                self.push_key_again()?;
+            for place in 0..head.records {
+                if head.shape > 0 {
+                    ffi::lua_rawgeti_(self.state, SHAPES, head.shape + place as c_int);
+                } else {
+                    self.push_key_again()?;
+                }
                 ffi::lua_pushboolean(self.state, 1);
                 ffi::lua_rawset(self.state, known);
                 self.skip()?;
@@ -486,7 +543,7 @@ impl<'a> Collector<'a> {
                 let key = known + 1;
                 let item = ffi::lua_type(self.state, key) == ffi::LUA_TNUMBER && {
                     let number = ffi::lua_tonumber(self.state, key);
-                    number >= 1.0 && number <= f64::from(items) && number.fract() == 0.0
+                    number >= 1.0 && number <= f64::from(head.items) && number.fract() == 0.0
                 };
                 ffi::lua_pushvalue(self.state, key);
                 ffi::lua_rawget_(self.state, known);

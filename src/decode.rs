@@ -10,7 +10,7 @@ use crate::{
     functions::Functions,
     luajit::{self, ffi, lua_State, lua_upvaluejoin, push_bytes},
     origin::Origin,
-    wire::{self, MAX_DEPTH, MAX_KEYS, Malformed, Message, Reader, flag, tag},
+    wire::{self, MAX_DEPTH, MAX_KEYS, MAX_SHAPE, MAX_SHAPES, Malformed, Message, Reader, flag, tag},
 };
 
 /// What a message is to its receiver.
@@ -39,6 +39,8 @@ pub struct Scratch {
     deferred: Vec<Deferred>,
     /// Cells in order: which function of those kept, and which upvalue of it. Unshared ones are never looked up.
     cells: Vec<(u32, u8)>,
+    /// Of each shape: where its keys begin in the table of keys, and how many there are.
+    shapes: Vec<(u32, u8)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,11 +65,28 @@ struct Decoder<'a> {
 }
 
 /// Stack places in the inner function, behind its argument: the table of objects that are named again, the environment of
-/// functions that have none of their own, the table of the receiver's own objects (nil where there is none); the keys.
+/// functions that have none of their own, the table of the receiver's own objects, that of the shapes' keys (nil where there
+/// is none); the keys.
 const OBJECTS: c_int = 2;
 const ENVIRONMENT: c_int = 3;
 const OWN: c_int = 4;
-const FIRST_KEY: c_int = 5;
+const SHAPES: c_int = 5;
+const FIRST_KEY: c_int = 6;
+
+/// How much a table has.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    items: c_int,
+    records: Records,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Records {
+    /// So many keys and values.
+    Keyed(u32),
+    /// Values, under a shape's keys.
+    Shaped { first: c_int, len: u8 },
+}
 
 /// Why decoding stopped; a `Copy` type, since it passes frames that LuaJIT may unwind.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +124,7 @@ pub unsafe fn decode(
 ) -> Result<c_int, Raised> {
     scratch.deferred.clear();
     scratch.cells.clear();
+    scratch.shapes.clear();
     let mut decoder = Decoder {
         state,
         functions,
@@ -233,8 +253,8 @@ impl Decoder<'_> {
                 self.push_object(ordinal)?;
                 let at = ffi::lua_gettop(self.state);
                 if tag & tag::KIND == tag::TABLE {
-                    let (items, records) = self.counts()?;
-                    self.contents(at, items, records, 0)?;
+                    let head = self.head(tag)?;
+                    self.contents(at, head, 0)?;
                     self.metatable(at, tag, 0)?;
                 } else {
                     self.cells_of(at, ordinal, tag, 0)?;
@@ -597,11 +617,53 @@ impl Decoder<'_> {
         ordinal
     }
 
-    fn counts(&mut self) -> Step<(u32, u32)> {
-        let (items, records) = (self.reader.u32()?, self.reader.u32()?);
-        // Every item is a byte at least, every record two: no more than that is believed.
-        let least = u64::from(items) + 2 * u64::from(records);
-        if least > self.reader.remaining() as u64 { Err(Stop::Malformed) } else { Ok((items, records)) }
+    /// Reads how much a table has. Every item is a byte at least, every record two, or one under a shape's key: no more than
+    /// that is believed.
+    unsafe fn head(&mut self, tag: u8) -> Step<Head> {
+        // SAFETY: nothing is left on the stack.
+        unsafe {
+            let (items, records, least) = if tag & tag::SHAPED != 0 {
+                let items = self.reader.varint()?;
+                let (first, len) = self.shape()?;
+                (items, Records::Shaped { first, len }, items.saturating_add(u64::from(len)))
+            } else {
+                let (items, records) = (u64::from(self.reader.u32()?), self.reader.u32()?);
+                (items, Records::Keyed(records), items + 2 * u64::from(records))
+            };
+            if least > self.reader.remaining() as u64 {
+                return Err(Stop::Malformed);
+            }
+            Ok(Head { items: items as c_int, records })
+        }
+    }
+
+    /// Reads a shape: where its keys begin, and how many there are. A new one's keys are put into the table.
+    unsafe fn shape(&mut self) -> Step<(c_int, u8)> {
+        let number = self.reader.varint()?;
+        let count = self.scratch.shapes.len() as u64;
+        if number <= count {
+            let place = (number as usize).wrapping_sub(1);
+            let (first, len) = self.scratch.shapes.get(place).copied().unwrap_or_default();
+            return Ok((first as c_int, len));
+        }
+        let len = self.reader.u8()?;
+        if number > count + 1 || number > MAX_SHAPES as u64 || !(1..=MAX_SHAPE).contains(&usize::from(len)) {
+            return Err(Stop::Malformed);
+        }
+        let first = self.scratch.shapes.last().map_or(1, |(first, len)| first + u32::from(*len));
+        // SAFETY: the table is made when it is first needed; strings are pushed and put into it.
+        unsafe {
+            if ffi::lua_type(self.state, SHAPES) == ffi::LUA_TNIL {
+                ffi::lua_createtable(self.state, c_int::from(len), 0);
+                ffi::lua_replace(self.state, SHAPES);
+            }
+            for place in 0..c_int::from(len) {
+                push_bytes(self.state, self.reader.string()?);
+                ffi::lua_rawseti_(self.state, SHAPES, first as c_int + place);
+            }
+        }
+        self.scratch.shapes.push((first, len));
+        Ok((first as c_int, len))
     }
 
     unsafe fn table(&mut self, tag: u8, depth: usize) -> Step {
@@ -615,26 +677,41 @@ impl Decoder<'_> {
                 self.begin(tag);
                 return Ok(());
             }
-            let (items, records) = self.counts()?;
-            ffi::lua_createtable(self.state, items as c_int, records as c_int);
+            let head = self.head(tag)?;
+            let records = match head.records {
+                Records::Keyed(count) => count as c_int,
+                Records::Shaped { len, .. } => c_int::from(len),
+            };
+            ffi::lua_createtable(self.state, head.items, records);
             let at = ffi::lua_gettop(self.state);
             self.begin(tag);
-            self.contents(at, items, records, depth)?;
+            self.contents(at, head, depth)?;
             self.metatable(at, tag, depth)
         }
     }
 
-    unsafe fn contents(&mut self, at: c_int, items: u32, records: u32, depth: usize) -> Step {
+    unsafe fn contents(&mut self, at: c_int, head: Head, depth: usize) -> Step {
         // SAFETY: each assignment takes off what was pushed. A nil or NaN key raises.
         unsafe {
-            for place in 1..=items {
+            for place in 1..=head.items {
                 self.value(depth + 1)?;
-                ffi::lua_rawseti_(self.state, at, place as c_int);
+                ffi::lua_rawseti_(self.state, at, place);
             }
-            for _ in 0..records {
-                self.value(depth + 1)?;
-                self.value(depth + 1)?;
-                ffi::lua_rawset(self.state, at);
+            match head.records {
+                Records::Keyed(count) => {
+                    for _ in 0..count {
+                        self.value(depth + 1)?;
+                        self.value(depth + 1)?;
+                        ffi::lua_rawset(self.state, at);
+                    }
+                }
+                Records::Shaped { first, len } => {
+                    for place in 0..c_int::from(len) {
+                        ffi::lua_rawgeti_(self.state, SHAPES, first + place);
+                        self.value(depth + 1)?;
+                        ffi::lua_rawset(self.state, at);
+                    }
+                }
             }
             Ok(())
         }

@@ -21,6 +21,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use crate::{
     bytecode::{Template, template_source},
     code::Code,
+    layout,
     luajit::{MAX_UPVALUES, ffi, lua_State, push_bytes},
 };
 
@@ -58,6 +59,8 @@ pub struct Functions {
     pub kept: c_int,
     /// See `kept`.
     pub theirs: c_int,
+    /// Tables may be read as they lie in memory.
+    pub direct: bool,
     environments: Cell<Option<Environments>>,
     /// There has been an environment of a job's own.
     has_environments: Cell<bool>,
@@ -96,7 +99,9 @@ impl Functions {
             let kept = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
             ffi::lua_createtable(state, 0, 0);
             let theirs = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+            let direct = layout::verify(state);
             Self {
+                direct,
                 kept,
                 theirs,
                 globals_ref,
@@ -132,6 +137,12 @@ impl Functions {
     /// Tells what makes the environments of jobs.
     pub fn set_environments(&self, environments: Environments) {
         self.environments.set(Some(environments));
+    }
+
+    /// Whether there has been an environment of a job's own.
+    #[inline]
+    pub fn has_environments(&self) -> bool {
+        self.has_environments.get()
     }
 
     /// Pushes a new environment for a job. May raise.

@@ -15,6 +15,8 @@
 //!          | CDATA+flags str str            the name of an FFI type of numbers, and the bytes
 //!          | PACKED+flags str value         the module that unpacks it, and what its `__msys_pack` gave
 //! contents = narr:u32 nrec:u32 value*narr (value value)*nrec
+//!          | narr:varint shape value*narr value*len      where flags say SHAPED: values under the shape's keys
+//! shape    = number:varint, 0 for no key; the next new number: then also len:u8 (1 to MAX_SHAPE) str*len
 //! cell     = CELL value | CELL_SHARED value | CELLREF ordinal | CELL_OWN ordinal upvalue:u8
 //! extra    = GLOBAL str value | LEFT_OUT str str            a job's: a global by name; or why it is not there
 //!          | SET ordinal value value | SET_META ordinal value | SET_CELL ordinal upvalue:u8 value     an outcome's: changes
@@ -23,6 +25,8 @@
 //! **Identity.** Tables, functions and cdata are numbered in the order in which they begin, cells in an order of their own. An
 //! object is written where it is first met; met again, it is a REF, and the flag SHARED is set in the tag already
 //! written. So the decoder keeps only those objects that are named again.
+//!
+//! **Shapes.** Records of one kind have the same string keys in the same order: those are written once, and numbered.
 //!
 //! **Both ways.** With the flag KEEP in a job's message, both sides keep all its objects by ordinal. The outcome then names the
 //! submitter's own objects: OWN, CELL_OWN, and the SET extras, which change them.
@@ -35,13 +39,17 @@ use std::sync::Arc;
 use crate::code::Code;
 
 /// First byte of a message; a change of the format changes it.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// How many bytes stand before the count of values.
 pub const HEADER: usize = 3;
 /// How many objects may be nested before contents are deferred. Two Lua stack slots are needed for each.
 pub const MAX_DEPTH: usize = 48;
 /// How many distinct keys a message numbers: the decoder keeps that many stack slots for them.
 pub const MAX_KEYS: usize = 100;
+/// How many keys a shape may have: what has more is hardly a record of which there are many.
+pub const MAX_SHAPE: usize = 32;
+/// How many shapes a message may have.
+pub const MAX_SHAPES: usize = 1000;
 
 /// The second byte of a message.
 pub mod flag {
@@ -91,7 +99,10 @@ pub mod tag {
     pub const SHARED: u8 = 1;
     pub const DEFERRED: u8 = 2;
     pub const META: u8 = 4;
+    /// Of a function.
     pub const ENV: u8 = 8;
+    /// Of a table.
+    pub const SHAPED: u8 = 8;
 }
 
 /// Values on their way from one VM to another.

@@ -6,6 +6,8 @@
 
 mod extras;
 mod functions;
+mod shapes;
+mod tree;
 mod values;
 
 use std::ffi::{c_int, c_void};
@@ -14,6 +16,7 @@ use rustc_hash::FxHashMap;
 
 use crate::{
     functions::Functions,
+    layout::Table,
     luajit::{ffi, lua_State},
     origin::Origin,
     wire::{self, MAX_DEPTH, Message, flag, put_varint},
@@ -77,6 +80,9 @@ pub struct Scratch {
     objects: FxHashMap<*const c_void, Seen>,
     cells: FxHashMap<*const c_void, SeenCell>,
     keys: FxHashMap<*const u8, u8>,
+    shapes: shapes::Shapes,
+    /// A key's bytes.
+    key: Vec<u8>,
     dump: Vec<u8>,
     /// Places of the message's codes whose functions see the globals: as a set, and in order.
     sees_globals: Vec<bool>,
@@ -107,6 +113,7 @@ impl Scratch {
         empty(&mut self.own);
         empty(&mut self.own_cells);
         self.keys.clear();
+        self.shapes.clear();
         self.sees_globals.clear();
         self.naming.clear();
         self.globals.clear();
@@ -166,8 +173,11 @@ struct Encoder<'a> {
     /// Stack index of the table of the job's objects.
     theirs: c_int,
     in_changes: bool,
-    /// The last metatable that had no `__msys_pack`.
-    plain_metatable: *const c_void,
+    /// The last metatables that had no `__msys_pack`.
+    plain: [*const Table; 4],
+    /// Stack index of the table of what objects have packed themselves into, or of a nil.
+    held: c_int,
+    held_count: c_int,
     refusal: Option<Refusal>,
 }
 
@@ -215,7 +225,9 @@ pub unsafe fn encode(
         global: None,
         theirs: 0,
         in_changes: false,
-        plain_metatable: std::ptr::null(),
+        plain: [std::ptr::null(); 4],
+        held: 0,
+        held_count: 0,
         refusal: None,
     };
     let count = request.count + if matches!(request.purpose, Purpose::Outcome(Some(_))) { 2 } else { 0 };
@@ -264,15 +276,15 @@ impl Encoder<'_> {
         self.message.clear_values();
         self.refusal = None;
         (self.deferred_count, self.deferred_next, self.ordinals, self.cells, self.flags) = (0, 0, 0, 0, 0);
-        (self.mutable, self.in_changes, self.root_is_first) = (false, false, false);
+        (self.mutable, self.in_changes, self.root_is_first, self.held_count) = (false, false, false, 0);
         (self.next_name, self.global) = ((0, 0), None);
         // SAFETY: room for the deepest nesting is made before it is used.
         unsafe {
             let top = ffi::lua_gettop(self.state);
             let room = (MAX_DEPTH * 4 + 60) as c_int;
             ffi::luaL_checkstack_(self.state, room, c"too many values to send".as_ptr());
-            ffi::lua_settop(self.state, top + 3);
-            (self.deferred, self.kept, self.environment) = (top + 1, top + 2, top + 3);
+            ffi::lua_settop(self.state, top + 4);
+            (self.deferred, self.kept, self.environment, self.held) = (top + 1, top + 2, top + 3, top + 4);
             let back = if let Purpose::Outcome(back) = self.request.purpose { back } else { None };
             self.theirs = top;
             let last = if back.is_some() { top - 2 } else { top };
@@ -309,14 +321,14 @@ impl Encoder<'_> {
                 self.deferred_next += 1;
                 ffi::lua_rawgeti_(self.state, self.deferred, self.deferred_next);
                 let at = ffi::lua_gettop(self.state);
+                let object = ffi::lua_topointer(self.state, at);
+                let tag_at = self.scratch.objects.get(&object).map_or(0, |seen| seen.tag_at);
                 if ffi::lua_type(self.state, at) == ffi::LUA_TTABLE {
-                    self.contents(at, 0)?;
+                    self.table_body(at, tag_at, 0)?;
                     if ffi::lua_getmetatable(self.state, at) != 0 {
                         self.value(at + 1, 1)?;
                     }
                 } else {
-                    let object = ffi::lua_topointer(self.state, at);
-                    let tag_at = self.scratch.objects.get(&object).map_or(0, |seen| seen.tag_at);
                     self.cells_of(at, tag_at, 0)?;
                 }
                 ffi::lua_settop(self.state, at - 1);

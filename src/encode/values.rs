@@ -5,10 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{Back, Encoder, Purpose, Seen, Step};
+use super::{Back, Encoder, Purpose, Seen, Step, tree::Frame};
 use crate::{
+    layout::Table,
     luajit::{self, ffi, push_bytes, string_at},
-    wire::{MAX_DEPTH, MAX_KEYS, flag, put_string, put_varint, tag},
+    wire::{MAX_DEPTH, flag, put_string, put_varint, tag},
 };
 
 /// More objects of the submitter's are looked up in a map, not one after the other.
@@ -99,8 +100,9 @@ impl Encoder<'_> {
         }
     }
 
+    /// Writes a number.
     #[inline]
-    fn number(&mut self, number: f64) {
+    pub(super) fn number(&mut self, number: f64) {
         let whole = number as i32;
         let out = &mut self.message.bytes;
         // -0 is not the 0 that an integer would give back.
@@ -117,6 +119,12 @@ impl Encoder<'_> {
     unsafe fn string(&mut self, at: c_int) {
         // SAFETY: a string, kept alive by the stack.
         let bytes = unsafe { string_at(self.state, at) };
+        self.text(bytes);
+    }
+
+    /// Writes a string.
+    #[inline]
+    pub(super) fn text(&mut self, bytes: &[u8]) {
         let out = &mut self.message.bytes;
         match u8::try_from(bytes.len()) {
             Ok(len) => out.extend_from_slice(&[tag::STR8, len]),
@@ -140,17 +148,7 @@ impl Encoder<'_> {
                 return self.value(at, depth);
             }
             let bytes = string_at(self.state, at);
-            // Equal short strings are one object in a VM, so the address tells.
-            if let Some(number) = self.scratch.keys.get(&bytes.as_ptr()) {
-                self.message.bytes.extend_from_slice(&[tag::KEYREF, *number]);
-            } else if self.scratch.keys.len() < MAX_KEYS {
-                let number = self.scratch.keys.len() as u8;
-                self.scratch.keys.insert(bytes.as_ptr(), number);
-                self.message.bytes.push(tag::KEY);
-                put_string(&mut self.message.bytes, bytes);
-            } else {
-                self.string(at);
-            }
+            self.key_bytes(bytes);
             Ok(())
         }
     }
@@ -169,7 +167,8 @@ impl Encoder<'_> {
         Ok(true)
     }
 
-    fn raise(&mut self, text: &[u8]) {
+    /// Raises.
+    pub(super) fn raise(&mut self, text: &[u8]) -> ! {
         // SAFETY: in the protected call; nothing of Rust's is live but what is `Copy`.
         unsafe {
             push_bytes(self.state, text);
@@ -222,37 +221,47 @@ impl Encoder<'_> {
         }
     }
 
-    /// Numbers the object at `at`, whose tag is about to be written.
+    /// Numbers the object at `at`, whose tag is about to be written; gives the tag's place.
     ///
     /// # Safety
     /// As `value`.
     pub(super) unsafe fn begin(&mut self, object: *const c_void, at: c_int) -> usize {
-        let tag_at = self.message.bytes.len();
-        let ordinal = self.ordinals;
-        self.scratch.objects.insert(object, Seen { ordinal, tag_at });
-        self.ordinals = ordinal.wrapping_add(1);
+        let tag_at = self.number_object(object);
         if let Purpose::Job { keep: true, .. } = self.request.purpose {
             /// Behind the encoder.
             const FIRST: c_int = 2;
-            if ordinal == 0 && at == FIRST {
+            if self.ordinals == 1 && at == FIRST {
                 self.root_is_first = true;
             } else {
-                // SAFETY: the table is made when it is first needed.
-                unsafe { self.keep(ordinal, at) };
+                // SAFETY: the object is at `at`.
+                unsafe { self.keep_object(at) };
             }
         }
         tag_at
     }
 
-    unsafe fn keep(&mut self, ordinal: u32, at: c_int) {
-        // SAFETY: as `begin`.
+    /// Numbers an object.
+    #[inline]
+    pub(super) fn number_object(&mut self, object: *const c_void) -> usize {
+        let tag_at = self.message.bytes.len();
+        self.scratch.objects.insert(object, Seen { ordinal: self.ordinals, tag_at });
+        self.ordinals = self.ordinals.wrapping_add(1);
+        tag_at
+    }
+
+    /// Keeps the object at `at`, the last that was numbered.
+    ///
+    /// # Safety
+    /// As `value`.
+    pub(super) unsafe fn keep_object(&mut self, at: c_int) {
+        // SAFETY: the table is made when it is first needed.
         unsafe {
             if ffi::lua_type(self.state, self.kept) == ffi::LUA_TNIL {
                 ffi::lua_createtable(self.state, 8, 1);
                 ffi::lua_replace(self.state, self.kept);
             }
             ffi::lua_pushvalue(self.state, at);
-            ffi::lua_rawseti_(self.state, self.kept, ordinal as c_int + 1);
+            ffi::lua_rawseti_(self.state, self.kept, self.ordinals as c_int);
         }
     }
 
@@ -261,7 +270,7 @@ impl Encoder<'_> {
         // SAFETY: a table is asked for a key.
         unsafe {
             let object = ffi::lua_topointer(self.state, meta);
-            if object == self.plain_metatable {
+            if self.is_plain(object.cast()) {
                 return false;
             }
             push_bytes(self.state, b"__msys_pack");
@@ -270,9 +279,15 @@ impl Encoder<'_> {
                 return true;
             }
             ffi::lua_settop(self.state, -2);
-            self.plain_metatable = object;
+            self.plain.rotate_right(1);
+            self.plain[0] = object.cast();
             false
         }
+    }
+
+    /// Whether the metatable was found to have no `__msys_pack`.
+    pub(super) fn is_plain(&self, meta: *const Table) -> bool {
+        self.plain.contains(&meta)
     }
 
     /// An object that packs itself: `__msys_pack` is on top, above the metatable, which are both taken off.
@@ -290,7 +305,6 @@ impl Encoder<'_> {
             };
             let Some(module) = module.filter(|name| !name.is_empty()) else {
                 self.raise(b"__msys_pack must give a value and the name of the module that unpacks it");
-                return Ok(());
             };
             if !self.message.modules.iter().any(|known| **known == *module) {
                 self.message.modules.push(Arc::from(module));
@@ -301,10 +315,26 @@ impl Encoder<'_> {
             self.message.bytes.push(tag::PACKED);
             put_string(&mut self.message.bytes, module.as_bytes());
             self.scratch.packing.push(ordinal);
+            self.hold(value);
             self.value(value, depth + 1)?;
             self.scratch.packing.pop();
             ffi::lua_settop(self.state, value - 2);
             self.check_size()
+        }
+    }
+
+    /// Keeps what an object has packed itself into, until the message is written: nobody else may, and objects and keys are
+    /// told by address.
+    unsafe fn hold(&mut self, at: c_int) {
+        // SAFETY: the table is made when it is first needed.
+        unsafe {
+            if self.held_count == 0 {
+                ffi::lua_createtable(self.state, 8, 0);
+                ffi::lua_replace(self.state, self.held);
+            }
+            self.held_count += 1;
+            ffi::lua_pushvalue(self.state, at);
+            ffi::lua_rawseti_(self.state, self.held, self.held_count);
         }
     }
 
@@ -320,7 +350,11 @@ impl Encoder<'_> {
         false
     }
 
-    unsafe fn table(&mut self, at: c_int, depth: usize) -> Step {
+    /// Writes the table at `at`.
+    ///
+    /// # Safety
+    /// As `value`.
+    pub(super) unsafe fn table(&mut self, at: c_int, depth: usize) -> Step {
         // SAFETY: a table at `at`; what is pushed is taken off again.
         unsafe {
             let object = ffi::lua_topointer(self.state, at);
@@ -337,7 +371,7 @@ impl Encoder<'_> {
             if meta && self.push_packer(meta_at) {
                 return self.packed(at, depth);
             }
-            self.begin(object, at);
+            let tag_at = self.begin(object, at);
             let flags = if meta { tag::META } else { 0 };
             if self.is_deep(depth) {
                 if meta {
@@ -348,7 +382,7 @@ impl Encoder<'_> {
                 return Ok(());
             }
             self.message.bytes.push(tag::TABLE | flags);
-            self.contents(at, depth)?;
+            self.table_body(at, tag_at, depth)?;
             if meta {
                 self.value(meta_at, depth + 1)?;
                 ffi::lua_settop(self.state, meta_at - 1);
@@ -357,7 +391,22 @@ impl Encoder<'_> {
         }
     }
 
-    /// A table's items and records.
+    /// Items and records of the table at `at`, whose tag stands at `tag_at`.
+    ///
+    /// # Safety
+    /// As `value`.
+    pub(super) unsafe fn table_body(&mut self, at: c_int, tag_at: usize, depth: usize) -> Step {
+        // SAFETY: a table at `at`.
+        unsafe {
+            if !self.functions.direct {
+                return self.contents(at, depth);
+            }
+            let table = ffi::lua_topointer(self.state, at).cast();
+            self.body(&Frame::on_stack(table, at), tag_at, depth)
+        }
+    }
+
+    /// A table's items and records, through the API.
     ///
     /// # Safety
     /// As `value`.

@@ -1,0 +1,363 @@
+//! Tables, read as they lie in memory (`layout`): most of what a message holds goes this way.
+//!
+//! Nothing of a table is pushed on the stack to be read. What is no plain value (a function, an FFI object, what is to be kept
+//! or left for later) is: the tables on the way to it are then pushed too, each from the one that it was found in, and
+//! stay there until they are done with. So whatever runs Lua meanwhile, the tables that are being read are alive. What
+//! Lua has changed of them is noticed, and no harm: every access is checked against the table as it is.
+
+use std::{cell::Cell, ffi::c_int, ptr::null};
+
+use super::{Encoder, Purpose, Step, shapes::Shape};
+use crate::{
+    layout::{self, Slot, Table, Text, Value},
+    luajit::{ffi, push_bytes},
+    wire::{MAX_KEYS, MAX_SHAPE, put_string, put_varint, tag},
+};
+
+/// A table that is being written, and how it was found.
+pub(super) struct Frame<'a> {
+    table: *const Table,
+    /// In which table, at which place; `None` for one that came from the stack.
+    from: Option<(&'a Frame<'a>, Place)>,
+    /// Its stack index, once it has one.
+    at: Cell<c_int>,
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    Item(usize),
+    Node(usize),
+}
+
+impl Frame<'static> {
+    /// Of the table on the stack at `at`.
+    pub(super) fn on_stack(table: *const Table, at: c_int) -> Self {
+        Self { table, from: None, at: Cell::new(at) }
+    }
+}
+
+/// What the hash part of a table has.
+enum Records {
+    /// This many string keys, few enough for a shape.
+    Shape(usize),
+    /// So many, with strings, numbers and booleans as keys.
+    Plain(u32),
+    /// Other keys too.
+    Odd,
+}
+
+impl Encoder<'_> {
+    /// Pushes the frame's table, and those on the way to it, unless it is on the stack; gives its index.
+    unsafe fn anchor(&mut self, frame: &Frame<'_>) -> c_int {
+        // SAFETY: `message_from` has made room for a chain of the deepest nesting.
+        unsafe {
+            if let (0, Some((parent, place))) = (frame.at.get(), frame.from) {
+                let at = self.anchor(parent);
+                self.push_place(parent.table, at, place);
+                let top = ffi::lua_gettop(self.state);
+                if ffi::lua_topointer(self.state, top) != frame.table.cast() {
+                    self.changed();
+                }
+                frame.at.set(top);
+            }
+            frame.at.get()
+        }
+    }
+
+    /// Pushes what a table, which is on the stack at `at`, has at a place.
+    unsafe fn push_place(&mut self, table: *const Table, at: c_int, place: Place) {
+        // SAFETY: the table is alive. A key's bytes are copied before LuaJIT is called, which may collect.
+        unsafe {
+            match place {
+                Place::Item(place) => ffi::lua_rawgeti_(self.state, at, place as c_int),
+                Place::Node(place) => {
+                    let node = (*table).node(place).filter(|node| !node.value.is_nil());
+                    match node.map(|node| node.key.value()) {
+                        Some(Value::String(text)) => {
+                            self.scratch.key.clear();
+                            self.scratch.key.extend_from_slice(layout::bytes(text));
+                            push_bytes(self.state, &self.scratch.key);
+                        }
+                        Some(Value::Number(number)) => ffi::lua_pushnumber(self.state, number),
+                        Some(Value::Boolean(yes)) => ffi::lua_pushboolean(self.state, c_int::from(yes)),
+                        _ => self.changed(),
+                    }
+                    ffi::lua_rawget_(self.state, at);
+                }
+            }
+        }
+    }
+
+    /// Raises: a finalizer or an object's `__msys_pack` has changed what is being sent.
+    fn changed(&mut self) -> ! {
+        self.raise(b"msys: a table was changed while it was being sent");
+    }
+
+    /// Writes a table that was found in another.
+    unsafe fn tree(&mut self, frame: &Frame<'_>, depth: usize) -> Step {
+        // SAFETY: the table was found in a living one, and no Lua has run since.
+        unsafe {
+            let meta = (*frame.table).metatable();
+            // What is known of a metatable decides whether the table is more than that.
+            if !meta.is_null() && (self.functions.has_environments() || !self.is_plain(meta)) {
+                let at = self.anchor(frame);
+                return self.table(at, depth);
+            }
+            let object = frame.table.cast();
+            if self.again(object)? || self.own(object) || self.named(object) {
+                return Ok(());
+            }
+            self.has_tables = true;
+            let tag_at = self.number_object(object);
+            if let Purpose::Job { keep: true, .. } = self.request.purpose {
+                let at = self.anchor(frame);
+                self.keep_object(at);
+            }
+            let flags = if meta.is_null() { 0 } else { tag::META };
+            if self.is_deep(depth) {
+                let at = self.anchor(frame);
+                self.message.bytes.push(tag::TABLE | flags | tag::DEFERRED);
+                self.defer(at);
+                return Ok(());
+            }
+            self.message.bytes.push(tag::TABLE | flags);
+            self.body(frame, tag_at, depth)?;
+            if !meta.is_null() && !(self.again(meta.cast())? || self.own(meta.cast()) || self.named(meta.cast())) {
+                let at = self.anchor(frame);
+                if ffi::lua_getmetatable(self.state, at) == 0 {
+                    self.changed();
+                }
+                let meta_at = ffi::lua_gettop(self.state);
+                self.value(meta_at, depth + 1)?;
+                ffi::lua_settop(self.state, meta_at - 1);
+            }
+            self.check_size()
+        }
+    }
+
+    /// Writes items and records of a table whose tag stands at `tag_at`.
+    ///
+    /// # Safety
+    /// As `value`; the frame's table is alive.
+    pub(super) unsafe fn body(&mut self, frame: &Frame<'_>, tag_at: usize, depth: usize) -> Step {
+        // SAFETY: what is read is checked against the table as it is at that moment.
+        unsafe {
+            let table = frame.table;
+            let mut keys = [null(); MAX_SHAPE];
+            let (items, sparse) = items_of(&*table);
+            let mut records = records_of(&*table, &mut keys);
+            let zero = u32::from(!(*table).item(0).is_nil());
+            if let (Records::Shape(count), true) = (&records, zero + sparse > 0) {
+                records = Records::Plain(*count as u32);
+            }
+            let plain = match records {
+                Records::Odd => {
+                    let at = self.anchor(frame);
+                    return self.contents(at, depth);
+                }
+                Records::Shape(0) => {
+                    self.shaped(tag_at, items);
+                    put_varint(&mut self.message.bytes, 0);
+                    return self.items(frame, items, depth);
+                }
+                Records::Plain(count) => count,
+                Records::Shape(count) => {
+                    let keys = keys.get(..count).unwrap_or_default();
+                    match self.scratch.shapes.number(keys) {
+                        Shape::None => count as u32,
+                        Shape::Known(number) => {
+                            self.shaped(tag_at, items);
+                            put_varint(&mut self.message.bytes, u64::from(number));
+                            self.items(frame, items, depth)?;
+                            return self.values_of(frame, keys, depth);
+                        }
+                        Shape::New(number) => {
+                            self.shaped(tag_at, items);
+                            put_varint(&mut self.message.bytes, u64::from(number));
+                            self.message.bytes.push(count as u8);
+                            for key in keys {
+                                put_string(&mut self.message.bytes, layout::bytes(*key));
+                            }
+                            self.items(frame, items, depth)?;
+                            return self.values_of(frame, keys, depth);
+                        }
+                    }
+                }
+            };
+            let count = plain + zero + sparse;
+            self.message.bytes.extend_from_slice(&(items as u32).to_le_bytes());
+            self.message.bytes.extend_from_slice(&count.to_le_bytes());
+            self.items(frame, items, depth)?;
+            self.records(frame, items, count, depth)
+        }
+    }
+
+    fn shaped(&mut self, tag_at: usize, items: usize) {
+        if let Some(tag) = self.message.bytes.get_mut(tag_at) {
+            *tag |= tag::SHAPED;
+        }
+        put_varint(&mut self.message.bytes, items as u64);
+    }
+
+    /// Writes the items from 1 to `count`.
+    unsafe fn items(&mut self, frame: &Frame<'_>, count: usize, depth: usize) -> Step {
+        for place in 1..=count {
+            // SAFETY: as `body`.
+            unsafe { self.slot((*frame.table).item(place), frame, Place::Item(place), depth)? };
+        }
+        Ok(())
+    }
+
+    /// Writes the values of a table that has these keys.
+    unsafe fn values_of(&mut self, frame: &Frame<'_>, keys: &[*const Text], depth: usize) -> Step {
+        let mut expected = keys.iter();
+        // SAFETY: as `body`.
+        unsafe {
+            for place in 0..(*frame.table).node_count() {
+                let Some(node) = (*frame.table).node(place) else { break };
+                if node.value.is_nil() {
+                    continue;
+                }
+                if node.key.string() != expected.next().copied() {
+                    self.changed();
+                }
+                self.slot(node.value, frame, Place::Node(place), depth)?;
+            }
+        }
+        if expected.next().is_some() {
+            self.changed();
+        }
+        Ok(())
+    }
+
+    /// Writes all that is not among the first items, with its keys.
+    unsafe fn records(&mut self, frame: &Frame<'_>, items: usize, count: u32, depth: usize) -> Step {
+        let mut written = 0;
+        // SAFETY: as `body`.
+        unsafe {
+            for place in [0].into_iter().chain(items + 1..(*frame.table).item_count()) {
+                let slot = (*frame.table).item(place);
+                if !slot.is_nil() {
+                    written += 1;
+                    self.number(place as f64);
+                    self.slot(slot, frame, Place::Item(place), depth)?;
+                }
+            }
+            for place in 0..(*frame.table).node_count() {
+                let Some(node) = (*frame.table).node(place) else { break };
+                let (key, value) = (node.key, node.value);
+                if value.is_nil() {
+                    continue;
+                }
+                written += 1;
+                match key.value() {
+                    Value::String(text) => self.key_text(text),
+                    Value::Number(number) => self.number(number),
+                    Value::Boolean(yes) => self.message.bytes.push(if yes { tag::TRUE } else { tag::FALSE }),
+                    _ => self.changed(),
+                }
+                self.slot(value, frame, Place::Node(place), depth)?;
+            }
+        }
+        if written != count {
+            self.changed();
+        }
+        Ok(())
+    }
+
+    /// Writes what a slot holds.
+    #[inline(always)]
+    unsafe fn slot(&mut self, slot: Slot, frame: &Frame<'_>, place: Place, depth: usize) -> Step {
+        // SAFETY: the slot has just been read from a living table.
+        unsafe {
+            match slot.value() {
+                Value::Number(number) => self.number(number),
+                Value::String(text) => self.text(layout::bytes(text)),
+                Value::Nil => self.message.bytes.push(tag::NIL),
+                Value::Boolean(yes) => self.message.bytes.push(if yes { tag::TRUE } else { tag::FALSE }),
+                Value::Table(table) => {
+                    let inner = Frame { table, from: Some((frame, place)), at: Cell::new(0) };
+                    self.tree(&inner, depth + 1)?;
+                    if inner.at.get() != 0 {
+                        ffi::lua_settop(self.state, inner.at.get() - 1);
+                    }
+                }
+                Value::Other => {
+                    let at = self.anchor(frame);
+                    self.push_place(frame.table, at, place);
+                    let top = ffi::lua_gettop(self.state);
+                    self.value(top, depth + 1)?;
+                    ffi::lua_settop(self.state, top - 1);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A string as a key: written once a message.
+    unsafe fn key_text(&mut self, text: *const Text) {
+        // SAFETY: as `slot`.
+        let bytes = unsafe { layout::bytes(text) };
+        self.key_bytes(bytes);
+    }
+
+    /// Writes a key; equal short strings are one object in a VM, so the address tells.
+    pub(super) fn key_bytes(&mut self, bytes: &[u8]) {
+        let keys = &mut self.scratch.keys;
+        if let Some(number) = keys.get(&bytes.as_ptr()) {
+            self.message.bytes.extend_from_slice(&[tag::KEYREF, *number]);
+        } else if keys.len() < MAX_KEYS {
+            let number = keys.len() as u8;
+            keys.insert(bytes.as_ptr(), number);
+            self.message.bytes.push(tag::KEY);
+            put_string(&mut self.message.bytes, bytes);
+        } else {
+            self.text(bytes);
+        }
+    }
+}
+
+/// How many items are written as such, and how many of the array part are not: an array with few holes is written with
+/// them, so that it is as long there as here.
+unsafe fn items_of(table: &Table) -> (usize, u32) {
+    // SAFETY: the caller's table is alive.
+    unsafe {
+        let mut last = table.item_count().saturating_sub(1);
+        while last > 0 && table.item(last).is_nil() {
+            last -= 1;
+        }
+        let holes = (1..last).filter(|place| table.item(*place).is_nil()).count();
+        if holes * 2 <= last {
+            return (last, 0);
+        }
+        let first_hole = (1..last).find(|place| table.item(*place).is_nil()).unwrap_or(last);
+        let items = first_hole.saturating_sub(1);
+        (items, (last - holes - items) as u32)
+    }
+}
+
+/// What the hash part has; string keys are put into `keys`.
+#[inline]
+unsafe fn records_of(table: &Table, keys: &mut [*const Text; MAX_SHAPE]) -> Records {
+    let mut count = 0;
+    let mut shaped = true;
+    for place in 0..table.node_count() {
+        // SAFETY: the caller's table is alive.
+        let Some(node) = (unsafe { table.node(place) }) else { break };
+        if node.value.is_nil() {
+            continue;
+        }
+        match node.key.value() {
+            Value::String(text) => match keys.get_mut(count as usize) {
+                Some(key) => *key = text,
+                None => shaped = false,
+            },
+            Value::Number(_) | Value::Boolean(_) => shaped = false,
+            _ => return Records::Odd,
+        }
+        count += 1;
+    }
+    if shaped { Records::Shape(count as usize) } else { Records::Plain(count) }
+}
+
+const _: () = assert!(MAX_SHAPE < 256, "a shape's length is a byte");

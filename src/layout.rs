@@ -1,0 +1,332 @@
+//! LuaJIT's tables and strings as they lie in memory: read, never written.
+//!
+//! Called by `encode` and `changes`, which go through every field of what is sent: four calls of the C API for a field are
+//! most of what that costs. What is read here is not LuaJIT's API, so it is not believed: [`verify`] makes tables of
+//! every shape, and compares what it reads with what the API says, in the first VM of the process. Where anything differs
+//! (an architecture with other numbers, a LuaJIT of the future) all goes through the API, as it does when
+//! `MSYS_DIRECT=off` stands in the environment, for the tests.
+//!
+//! ```text
+//! slot    = a double, or 13 bits of ones, a tag of 4 bits, a pointer of 47 bits      (GC64)
+//! string  = next:8 marks:4 id:4 hash:4 length:4 bytes
+//! table   = next:8 marks:4 -:4 items:8 list:8 metatable:8 nodes:8 item_count:4 node_mask:4 free:8 [items]
+//! node    = value:8 key:8 next:8
+//! ```
+//!
+//! **What may be read when.** A table that the stack holds, at any time. A table or string that was found in one, until
+//! the next call of the API that may allocate or run Lua: only then can a collector run, and a finalizer change what it likes.
+
+use std::{
+    ffi::{c_int, c_void},
+    sync::OnceLock,
+};
+
+use crate::luajit::{ffi, lua_State, push_bytes, string_at};
+
+const POINTER: u64 = (1 << 47) - 1;
+
+/// Tags as LuaJIT numbers them, from the top.
+mod tag {
+    pub(super) const NIL: u32 = !0;
+    pub(super) const FALSE: u32 = !1;
+    pub(super) const TRUE: u32 = !2;
+    pub(super) const STRING: u32 = !4;
+    pub(super) const TABLE: u32 = !11;
+    /// Of an integer where LuaJIT has them; all below are numbers.
+    pub(super) const INTEGER: u32 = !13;
+}
+
+/// A value in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Slot(u64);
+
+/// What a slot holds.
+#[derive(Clone, Copy, Debug)]
+pub enum Value {
+    /// Nothing.
+    Nil,
+    /// A boolean.
+    Boolean(bool),
+    /// A number.
+    Number(f64),
+    /// A string.
+    String(*const Text),
+    /// A table.
+    Table(*const Table),
+    /// A function, userdata, cdata or coroutine: for the API.
+    Other,
+}
+
+impl Slot {
+    /// What it holds.
+    #[inline(always)]
+    pub fn value(self) -> Value {
+        let tag = ((self.0 as i64) >> 47) as u32;
+        if tag < tag::INTEGER {
+            return Value::Number(f64::from_bits(self.0));
+        }
+        match tag {
+            tag::STRING => Value::String((self.0 & POINTER) as *const Text),
+            tag::TABLE => Value::Table((self.0 & POINTER) as *const Table),
+            tag::NIL => Value::Nil,
+            tag::FALSE => Value::Boolean(false),
+            tag::TRUE => Value::Boolean(true),
+            _ => Value::Other,
+        }
+    }
+
+    /// Whether it is empty.
+    #[inline(always)]
+    pub fn is_nil(self) -> bool {
+        ((self.0 as i64) >> 47) as u32 == tag::NIL
+    }
+
+    /// The string that it holds.
+    #[inline(always)]
+    pub fn string(self) -> Option<*const Text> {
+        (((self.0 as i64) >> 47) as u32 == tag::STRING).then_some((self.0 & POINTER) as *const Text)
+    }
+}
+
+/// A string; its bytes stand behind.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Text {
+    _next: u64,
+    _marks: u32,
+    _id: u32,
+    _hash: u32,
+    length: u32,
+}
+
+/// The bytes of a string.
+///
+/// # Safety
+/// The string is alive and stays so while the bytes are used.
+#[inline(always)]
+pub unsafe fn bytes<'a>(text: *const Text) -> &'a [u8] {
+    // SAFETY: the caller's promise; the bytes stand behind the head.
+    unsafe { std::slice::from_raw_parts(text.add(1).cast(), (*text).length as usize) }
+}
+
+/// The head of a string whose bytes LuaJIT gave.
+fn text_of(bytes: &[u8]) -> *const Text {
+    bytes.as_ptr().cast::<Text>().wrapping_sub(1)
+}
+
+/// A node of a table's hash part.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Node {
+    /// What is there; nil where nothing is, whatever the key says.
+    pub value: Slot,
+    /// Under which key.
+    pub key: Slot,
+    _next: u64,
+}
+
+/// The head of a table.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Table {
+    _next: u64,
+    marks: [u8; 4],
+    items: *const Slot,
+    _list: u64,
+    metatable: *const Table,
+    nodes: *const Node,
+    item_count: u32,
+    node_mask: u32,
+    free: *const Node,
+}
+
+/// Items that LuaJIT places behind a table's head, at most.
+const BESIDE: usize = 16;
+
+impl Table {
+    /// How many slots the array part has; the first is for the key 0.
+    #[inline(always)]
+    pub fn item_count(&self) -> usize {
+        self.item_count as usize
+    }
+
+    /// How many nodes the hash part has, used or not.
+    #[inline(always)]
+    pub fn node_count(&self) -> usize {
+        self.node_mask as usize + 1
+    }
+
+    /// A slot of the array part.
+    ///
+    /// # Safety
+    /// The table is alive.
+    #[inline(always)]
+    pub unsafe fn item(&self, place: usize) -> Slot {
+        if place >= self.item_count() {
+            return Slot(!0);
+        }
+        // SAFETY: within the array, which has that many.
+        unsafe { *self.items.add(place) }
+    }
+
+    /// A node of the hash part. Of its strings and objects, only those of a node whose value is not nil are alive.
+    ///
+    /// # Safety
+    /// The table is alive, and nothing changes it while the node is used.
+    #[inline(always)]
+    pub unsafe fn node<'a>(&self, place: usize) -> Option<&'a Node> {
+        if place > self.node_mask as usize {
+            return None;
+        }
+        // SAFETY: within the hash part; one without nodes has a node of the VM's, which is empty.
+        unsafe { self.nodes.add(place).as_ref() }
+    }
+
+    /// Its metatable, or null.
+    #[inline(always)]
+    pub fn metatable(&self) -> *const Table {
+        self.metatable
+    }
+}
+
+/// Whether tables and strings of this process's LuaJIT lie as this file says. May raise (out of memory).
+///
+/// # Safety
+/// `state` is a VM of this thread; nothing with a destructor is live in the caller.
+pub unsafe fn verify(state: *mut lua_State) -> bool {
+    static VERIFIED: OnceLock<bool> = OnceLock::new();
+    if let Some(verified) = VERIFIED.get() {
+        return *verified;
+    }
+    let wanted = cfg!(all(target_arch = "x86_64", target_endian = "little"))
+        && std::env::var_os("MSYS_DIRECT").is_none_or(|direct| direct != "off");
+    // SAFETY: the caller's promise; what is pushed is taken off. The raising part comes before the cell is entered.
+    let verified = wanted
+        && unsafe {
+            let top = ffi::lua_gettop(state);
+            ffi::luaL_checkstack_(state, 20, c"no room".as_ptr());
+            let fits = heads_fit(state) && contents_fit(state);
+            ffi::lua_settop(state, top);
+            fits
+        };
+    *VERIFIED.get_or_init(|| verified)
+}
+
+/// Compares the heads of tables of known sizes: nothing is followed that has not been found to be right.
+///
+/// # Safety
+/// As [`verify`].
+unsafe fn heads_fit(state: *mut lua_State) -> bool {
+    // SAFETY: three tables on the stack. A head is 64 bytes, and no LuaJIT of 64 bits has a smaller one with what follows it.
+    unsafe {
+        let at = ffi::lua_gettop(state) + 1;
+        ffi::lua_createtable(state, 0, 0);
+        ffi::lua_createtable(state, 3, 0);
+        ffi::lua_createtable(state, 0, 4);
+        ffi::lua_createtable(state, 100, 0);
+        ffi::lua_pushvalue(state, at);
+        ffi::lua_setmetatable(state, at + 1);
+        let head = |place: c_int| &*ffi::lua_topointer(state, place).cast::<Table>();
+        let (empty, list, hash, long) = (head(at), head(at + 1), head(at + 2), head(at + 3));
+        let kind = !tag::TABLE as u8;
+        [empty, list, hash, long].iter().all(|table| table.marks[1] == kind)
+            && (empty.item_count, empty.node_mask, empty.items.is_null()) == (0, 0, true)
+            && (list.item_count, list.node_mask) == (4, 0)
+            && list.items.cast::<u8>() == std::ptr::from_ref(list).cast::<u8>().add(size_of::<Table>())
+            && list.metatable == std::ptr::from_ref(empty)
+            && empty.metatable.is_null()
+            && (hash.item_count, hash.node_mask, hash.items.is_null()) == (0, 3, true)
+            && hash.free.addr().wrapping_sub(hash.nodes.addr()) == 4 * size_of::<Node>()
+            && list.nodes == empty.nodes
+            && hash.nodes != empty.nodes
+            && (long.item_count, long.node_mask) == (101, 0)
+            && long.item_count() > BESIDE
+            && !long.items.is_null()
+    }
+}
+
+/// Fills tables with values of every kind, and compares each with what `lua_next` gives, in its order.
+///
+/// # Safety
+/// As [`verify`]; the heads fit.
+unsafe fn contents_fit(state: *mut lua_State) -> bool {
+    // SAFETY: what is pushed is stored, or taken off by the caller.
+    unsafe {
+        let table = ffi::lua_gettop(state) + 1;
+        ffi::lua_createtable(state, 2, 2);
+        for round in 0..200 {
+            let number = f64::from(round);
+            match round % 5 {
+                0 => ffi::lua_pushnumber(state, f64::from(round / 5)),
+                1 => ffi::lua_pushnumber(state, number * 1.5 - 100.0),
+                2 => push_bytes(state, &b"a key, and one that is longer than others, with a zero byte \0 in it"[..round as usize % 67]),
+                3 => ffi::lua_pushboolean(state, c_int::from(round > 100)),
+                _ => ffi::lua_createtable(state, 0, 0),
+            }
+            match round / 3 % 6 {
+                0 => ffi::lua_pushnumber(state, number * -0.25),
+                1 => push_bytes(state, &[round as u8; 300][..round as usize]),
+                2 => ffi::lua_pushboolean(state, round & 1),
+                3 => ffi::lua_createtable(state, 1, 0),
+                4 => ffi::lua_pushnumber(state, [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -0.0][round as usize % 4]),
+                _ => ffi::lua_pushnil(state),
+            }
+            ffi::lua_rawset(state, table);
+        }
+        walk_fits(state, table) && {
+            // Again, with what lies in the array part alone.
+            ffi::lua_createtable(state, 100, 0);
+            for place in 0..100 {
+                ffi::lua_pushnumber(state, f64::from(place));
+                ffi::lua_rawseti_(state, table + 1, place);
+            }
+            walk_fits(state, table + 1)
+        }
+    }
+}
+
+/// # Safety
+/// As [`contents_fit`], a table at `at`.
+unsafe fn walk_fits(state: *mut lua_State, at: c_int) -> bool {
+    // SAFETY: the table is on the stack, and nothing changes it here.
+    unsafe {
+        let table = &*ffi::lua_topointer(state, at).cast::<Table>();
+        let items = (0..table.item_count()).map(|place| (Slot((place as f64).to_bits()), table.item(place)));
+        let nodes = (0..table.node_count()).filter_map(|place| table.node(place)).map(|node| (node.key, node.value));
+        let mut found = items.chain(nodes).filter(|(_, value)| !value.is_nil());
+        ffi::lua_pushnil(state);
+        let key = ffi::lua_gettop(state);
+        while ffi::lua_next(state, at) != 0 {
+            let Some((its_key, its_value)) = found.next() else { return false };
+            if !is(state, key, its_key) || !is(state, key + 1, its_value) {
+                return false;
+            }
+            ffi::lua_settop(state, key);
+        }
+        found.next().is_none()
+    }
+}
+
+/// Whether the slot holds what the API finds at `at`.
+///
+/// # Safety
+/// As [`contents_fit`], a valid index.
+unsafe fn is(state: *mut lua_State, at: c_int, slot: Slot) -> bool {
+    // SAFETY: a value on the stack; a string's head is read only where its bytes are.
+    unsafe {
+        match (ffi::lua_type(state, at), slot.value()) {
+            (ffi::LUA_TNUMBER, Value::Number(number)) => {
+                let other = ffi::lua_tonumber(state, at);
+                number.to_bits() == other.to_bits() || number.is_nan() && other.is_nan()
+            }
+            (ffi::LUA_TBOOLEAN, Value::Boolean(yes)) => (ffi::lua_toboolean(state, at) != 0) == yes,
+            (ffi::LUA_TSTRING, Value::String(text)) => {
+                let expected = string_at(state, at);
+                text == text_of(expected) && bytes(text) == expected
+            }
+            (ffi::LUA_TTABLE, Value::Table(table)) => table.cast::<c_void>() == ffi::lua_topointer(state, at),
+            _ => false,
+        }
+    }
+}
