@@ -50,6 +50,8 @@ pub struct Functions {
     /// What `package.loaded` held when it was last scanned.
     fingerprint: Cell<u64>,
     names: RefCell<FxHashMap<*const c_void, Name>>,
+    /// A bit is set for each named object, by a hash of 12 bits: most objects are told from those without a look into the map.
+    filter: [Cell<u64>; 64],
     seen: RefCell<FxHashSet<u32>>,
     /// Registry references of the young and the old table of factories.
     young: Cell<c_int>,
@@ -108,6 +110,7 @@ impl Functions {
                 fingerprint: Cell::new(0),
                 globals: ffi::lua_topointer(state, ffi::LUA_GLOBALSINDEX),
                 names: RefCell::default(),
+                filter: [const { Cell::new(0) }; 64],
                 seen: RefCell::default(),
                 young: Cell::new(young),
                 old: Cell::new(old),
@@ -120,17 +123,31 @@ impl Functions {
 
     /// Names an object; the caller keeps it alive.
     pub fn learn(&self, object: *const c_void, name: Name) {
+        let (word, bit) = Self::filter_place(object);
+        if let Some(word) = self.filter.get(word) {
+            word.set(word.get() | bit);
+        }
         self.names.borrow_mut().insert(object, name);
+    }
+
+    fn filter_place(object: *const c_void) -> (usize, u64) {
+        let hash = (object.addr() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+        ((hash >> 6) as usize, 1 << (hash & 63))
     }
 
     /// Forgets all names, before a scan.
     pub fn forget_names(&self) {
+        self.filter.iter().for_each(|word| word.set(0));
         self.names.borrow_mut().clear();
     }
 
     /// The object's name, if it has one.
     #[inline]
     pub fn name_of(&self, object: *const c_void) -> Option<Name> {
+        let (word, bit) = Self::filter_place(object);
+        if self.filter.get(word)?.get() & bit == 0 {
+            return None;
+        }
         self.names.borrow().get(&object).cloned()
     }
 

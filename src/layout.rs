@@ -59,6 +59,9 @@ pub enum Value {
 }
 
 impl Slot {
+    /// An empty one.
+    pub const NIL: Self = Self(!0);
+
     /// What it holds.
     #[inline(always)]
     pub fn value(self) -> Value {
@@ -80,6 +83,12 @@ impl Slot {
     #[inline(always)]
     pub fn is_nil(self) -> bool {
         ((self.0 as i64) >> 47) as u32 == tag::NIL
+    }
+
+    /// As it lies in memory.
+    #[inline(always)]
+    pub fn bits(self) -> u64 {
+        self.0
     }
 
     /// The string that it holds.
@@ -164,10 +173,20 @@ impl Table {
     #[inline(always)]
     pub unsafe fn item(&self, place: usize) -> Slot {
         if place >= self.item_count() {
-            return Slot(!0);
+            return Slot::NIL;
         }
         // SAFETY: within the array, which has that many.
         unsafe { *self.items.add(place) }
+    }
+
+    /// All nodes of the hash part: see [`Table::node`].
+    ///
+    /// # Safety
+    /// As [`Table::node`].
+    #[inline(always)]
+    pub unsafe fn nodes<'a>(&self) -> &'a [Node] {
+        // SAFETY: there are that many; one without nodes has a node of the VM's, which is empty.
+        unsafe { std::slice::from_raw_parts(self.nodes, self.node_count()) }
     }
 
     /// A node of the hash part. Of its strings and objects, only those of a node whose value is not nil are alive.

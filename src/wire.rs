@@ -6,7 +6,7 @@
 //! ```text
 //! message  = version flags keys:u8  count:varint  value*count  (body | extra)*
 //! body     = what was left out of a deferred object, in their order; all that wait stand before the next extra
-//! value    = NIL | FALSE | TRUE | NUMBER f64 | INT zigzag | STR8 u8 bytes | STR32 u32 bytes | LIGHT u64
+//! value    = NIL | FALSE | TRUE | NUMBER f64 | INT i32 | STR8 u8 bytes | STR32 u32 bytes | LIGHT u64
 //!          | KEY bytes | KEYREF u8        a table's string keys: the n-th KEY of a message is KEYREF n later
 //!          | NAMED str str                a module's field; an empty second name: the module itself
 //!          | POOL u32 | REF ordinal | OWN ordinal
@@ -149,6 +149,10 @@ impl Message {
 /// Appends `value` as a LEB128 varint.
 #[inline]
 pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    if value < 0x80 {
+        out.push(value as u8);
+        return;
+    }
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -242,9 +246,7 @@ impl<'a> Reader<'a> {
     /// A whole number of 32 bits.
     #[inline]
     pub fn int(&mut self) -> Result<f64, Malformed> {
-        let zigzag = self.varint()? as u32;
-        let whole = ((zigzag >> 1) as i32) ^ -((zigzag & 1) as i32);
-        Ok(f64::from(whole))
+        self.array().map(|bytes| f64::from(i32::from_le_bytes(bytes)))
     }
 
     /// A byte string behind its varint length.

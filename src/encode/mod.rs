@@ -6,6 +6,7 @@
 
 mod extras;
 mod functions;
+mod objects;
 mod shapes;
 mod tree;
 mod values;
@@ -77,7 +78,7 @@ pub struct Request<'a> {
 /// Memory that an encoding needs and the next one uses again.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    objects: FxHashMap<*const c_void, Seen>,
+    objects: objects::Objects,
     cells: FxHashMap<*const c_void, SeenCell>,
     keys: FxHashMap<*const u8, u8>,
     shapes: shapes::Shapes,
@@ -108,7 +109,7 @@ impl Scratch {
             }
             map.clear();
         }
-        empty(&mut self.objects);
+        self.objects.clear();
         empty(&mut self.cells);
         empty(&mut self.own);
         empty(&mut self.own_cells);
@@ -119,14 +120,6 @@ impl Scratch {
         self.globals.clear();
         self.packing.clear();
     }
-}
-
-/// An object met before.
-#[derive(Clone, Copy, Debug)]
-struct Seen {
-    ordinal: u32,
-    /// Where its tag stands, to be marked as shared.
-    tag_at: usize,
 }
 
 /// A cell met before.
@@ -322,7 +315,7 @@ impl Encoder<'_> {
                 ffi::lua_rawgeti_(self.state, self.deferred, self.deferred_next);
                 let at = ffi::lua_gettop(self.state);
                 let object = ffi::lua_topointer(self.state, at);
-                let tag_at = self.scratch.objects.get(&object).map_or(0, |seen| seen.tag_at);
+                let tag_at = self.scratch.objects.get(object).map_or(0, |seen| seen.tag_at as usize);
                 if ffi::lua_type(self.state, at) == ffi::LUA_TTABLE {
                     self.table_body(at, tag_at, 0)?;
                     if ffi::lua_getmetatable(self.state, at) != 0 {

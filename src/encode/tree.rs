@@ -5,11 +5,11 @@
 //! stay there until they are done with. So whatever runs Lua meanwhile, the tables that are being read are alive. What
 //! Lua has changed of them is noticed, and no harm: every access is checked against the table as it is.
 
-use std::{cell::Cell, ffi::c_int, ptr::null};
+use std::{cell::Cell, ffi::c_int};
 
 use super::{Encoder, Purpose, Step, shapes::Shape};
 use crate::{
-    layout::{self, Slot, Table, Text, Value},
+    layout::{self, Node, Slot, Table, Text, Value},
     luajit::{ffi, push_bytes},
     wire::{MAX_KEYS, MAX_SHAPE, put_string, put_varint, tag},
 };
@@ -142,12 +142,16 @@ impl Encoder<'_> {
     pub(super) unsafe fn body(&mut self, frame: &Frame<'_>, tag_at: usize, depth: usize) -> Step {
         // SAFETY: what is read is checked against the table as it is at that moment.
         unsafe {
-            let table = frame.table;
-            let mut keys = [null(); MAX_SHAPE];
-            let (items, sparse) = items_of(&*table);
-            let mut records = records_of(&*table, &mut keys);
-            let zero = u32::from(!(*table).item(0).is_nil());
-            if let (Records::Shape(count), true) = (&records, zero + sparse > 0) {
+            let table = &*frame.table;
+            let (items, sparse) = if table.item_count() == 0 { (0, 0) } else { items_of(table) };
+            if sparse == 0 && let Some(number) = self.scratch.shapes.guess(table.nodes(), depth) {
+                self.shaped(tag_at, items, number);
+                self.items(frame, items, depth)?;
+                return self.values_of(frame, number, depth);
+            }
+            let mut keys = [Slot::NIL; MAX_SHAPE];
+            let mut records = records_of(table.nodes(), &mut keys);
+            if let (Records::Shape(count), true) = (&records, sparse > 0) {
                 records = Records::Plain(*count as u32);
             }
             let plain = match records {
@@ -155,36 +159,33 @@ impl Encoder<'_> {
                     let at = self.anchor(frame);
                     return self.contents(at, depth);
                 }
+                Records::Plain(count) => count,
                 Records::Shape(0) => {
-                    self.shaped(tag_at, items);
-                    put_varint(&mut self.message.bytes, 0);
+                    self.shaped(tag_at, items, 0);
                     return self.items(frame, items, depth);
                 }
-                Records::Plain(count) => count,
                 Records::Shape(count) => {
                     let keys = keys.get(..count).unwrap_or_default();
-                    match self.scratch.shapes.number(keys) {
+                    match self.scratch.shapes.number(keys, depth) {
                         Shape::None => count as u32,
                         Shape::Known(number) => {
-                            self.shaped(tag_at, items);
-                            put_varint(&mut self.message.bytes, u64::from(number));
+                            self.shaped(tag_at, items, number);
                             self.items(frame, items, depth)?;
-                            return self.values_of(frame, keys, depth);
+                            return self.values_of(frame, number, depth);
                         }
                         Shape::New(number) => {
-                            self.shaped(tag_at, items);
-                            put_varint(&mut self.message.bytes, u64::from(number));
+                            self.shaped(tag_at, items, number);
                             self.message.bytes.push(count as u8);
-                            for key in keys {
-                                put_string(&mut self.message.bytes, layout::bytes(*key));
+                            for text in keys.iter().filter_map(|key| key.string()) {
+                                put_string(&mut self.message.bytes, layout::bytes(text));
                             }
                             self.items(frame, items, depth)?;
-                            return self.values_of(frame, keys, depth);
+                            return self.values_of(frame, number, depth);
                         }
                     }
                 }
             };
-            let count = plain + zero + sparse;
+            let count = plain + sparse;
             self.message.bytes.extend_from_slice(&(items as u32).to_le_bytes());
             self.message.bytes.extend_from_slice(&count.to_le_bytes());
             self.items(frame, items, depth)?;
@@ -192,11 +193,14 @@ impl Encoder<'_> {
         }
     }
 
-    fn shaped(&mut self, tag_at: usize, items: usize) {
+    /// Writes the head of a table that has items, and the keys of a shape or none.
+    #[inline]
+    fn shaped(&mut self, tag_at: usize, items: usize, shape: u32) {
         if let Some(tag) = self.message.bytes.get_mut(tag_at) {
             *tag |= tag::SHAPED;
         }
         put_varint(&mut self.message.bytes, items as u64);
+        put_varint(&mut self.message.bytes, u64::from(shape));
     }
 
     /// Writes the items from 1 to `count`.
@@ -208,9 +212,10 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// Writes the values of a table that has these keys.
-    unsafe fn values_of(&mut self, frame: &Frame<'_>, keys: &[*const Text], depth: usize) -> Step {
-        let mut expected = keys.iter();
+    /// Writes the values of a table that has this shape's keys.
+    #[inline]
+    unsafe fn values_of(&mut self, frame: &Frame<'_>, shape: u32, depth: usize) -> Step {
+        let mut written = 0;
         // SAFETY: as `body`.
         unsafe {
             for place in 0..(*frame.table).node_count() {
@@ -218,13 +223,14 @@ impl Encoder<'_> {
                 if node.value.is_nil() {
                     continue;
                 }
-                if node.key.string() != expected.next().copied() {
+                if self.scratch.shapes.keys(shape).get(written) != Some(&node.key) {
                     self.changed();
                 }
+                written += 1;
                 self.slot(node.value, frame, Place::Node(place), depth)?;
             }
         }
-        if expected.next().is_some() {
+        if self.scratch.shapes.keys(shape).len() != written {
             self.changed();
         }
         Ok(())
@@ -322,37 +328,32 @@ impl Encoder<'_> {
 unsafe fn items_of(table: &Table) -> (usize, u32) {
     // SAFETY: the caller's table is alive.
     unsafe {
+        let zero = u32::from(!table.item(0).is_nil());
         let mut last = table.item_count().saturating_sub(1);
         while last > 0 && table.item(last).is_nil() {
             last -= 1;
         }
         let holes = (1..last).filter(|place| table.item(*place).is_nil()).count();
         if holes * 2 <= last {
-            return (last, 0);
+            return (last, zero);
         }
         let first_hole = (1..last).find(|place| table.item(*place).is_nil()).unwrap_or(last);
         let items = first_hole.saturating_sub(1);
-        (items, (last - holes - items) as u32)
+        (items, (last - holes - items) as u32 + zero)
     }
 }
 
 /// What the hash part has; string keys are put into `keys`.
-#[inline]
-unsafe fn records_of(table: &Table, keys: &mut [*const Text; MAX_SHAPE]) -> Records {
+fn records_of(nodes: &[Node], keys: &mut [Slot; MAX_SHAPE]) -> Records {
     let mut count = 0;
     let mut shaped = true;
-    for place in 0..table.node_count() {
-        // SAFETY: the caller's table is alive.
-        let Some(node) = (unsafe { table.node(place) }) else { break };
+    for node in nodes {
         if node.value.is_nil() {
             continue;
         }
-        match node.key.value() {
-            Value::String(text) => match keys.get_mut(count as usize) {
-                Some(key) => *key = text,
-                None => shaped = false,
-            },
-            Value::Number(_) | Value::Boolean(_) => shaped = false,
+        match (node.key.value(), keys.get_mut(count as usize)) {
+            (Value::String(_), Some(key)) => *key = node.key,
+            (Value::String(_) | Value::Number(_) | Value::Boolean(_), _) => shaped = false,
             _ => return Records::Odd,
         }
         count += 1;

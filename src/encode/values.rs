@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Back, Encoder, Purpose, Seen, Step, tree::Frame};
+use super::{Back, Encoder, Purpose, Step, objects::Seen, tree::Frame};
 use crate::{
     layout::Table,
     luajit::{self, ffi, push_bytes, string_at},
@@ -105,13 +105,13 @@ impl Encoder<'_> {
     pub(super) fn number(&mut self, number: f64) {
         let whole = number as i32;
         let out = &mut self.message.bytes;
-        // -0 is not the 0 that an integer would give back.
-        if f64::from(whole) == number && (whole != 0 || number.is_sign_positive()) {
-            out.push(tag::INT);
-            put_varint(out, u64::from(((whole << 1) ^ (whole >> 31)) as u32));
+        // Bit by bit: -0 is not the 0 that an integer would give back.
+        if f64::from(whole).to_bits() == number.to_bits() {
+            let [a, b, c, d] = whole.to_le_bytes();
+            out.extend_from_slice(&[tag::INT, a, b, c, d]);
         } else {
-            out.push(tag::NUMBER);
-            out.extend_from_slice(&number.to_le_bytes());
+            let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
+            out.extend_from_slice(&[tag::NUMBER, a, b, c, d, e, f, g, h]);
         }
     }
 
@@ -155,11 +155,11 @@ impl Encoder<'_> {
 
     /// Whether the object has been written; if so, a reference now is. Raises in an object's own packed value.
     pub(super) fn again(&mut self, object: *const c_void) -> Step<bool> {
-        let Some(seen) = self.scratch.objects.get(&object).copied() else { return Ok(false) };
+        let Some(seen) = self.scratch.objects.get(object) else { return Ok(false) };
         if self.scratch.packing.contains(&seen.ordinal) {
             self.raise(b"what an object's __msys_pack gives refers to the object itself");
         }
-        if let Some(tag) = self.message.bytes.get_mut(seen.tag_at) {
+        if let Some(tag) = self.message.bytes.get_mut(seen.tag_at as usize) {
             *tag |= tag::SHARED;
         }
         self.message.bytes.push(tag::REF);
@@ -244,7 +244,7 @@ impl Encoder<'_> {
     #[inline]
     pub(super) fn number_object(&mut self, object: *const c_void) -> usize {
         let tag_at = self.message.bytes.len();
-        self.scratch.objects.insert(object, Seen { ordinal: self.ordinals, tag_at });
+        self.scratch.objects.insert(object, Seen { ordinal: self.ordinals, tag_at: tag_at as u32 });
         self.ordinals = self.ordinals.wrapping_add(1);
         tag_at
     }
