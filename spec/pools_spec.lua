@@ -376,7 +376,7 @@ describe("what is refused:", function()
         return rows, text, small
       end, { args = { ("y"):rep(4096) } })
       local parts =
-        "; the largest parts are upvalue 'rows' with 70.1 KiB, argument 1 with 4.0 KiB and upvalue 'text' with 2.9 KiB"
+        "; the largest parts are upvalue 'rows' with 97.7 KiB, argument 1 with 4.0 KiB and upvalue 'text' with 2.9 KiB"
       assert.equal(parts, err:match ";.*$")
       local ok, of_result = msys.runInPool(pool, function()
         return 1, ("x"):rep(2 ^ 20)

@@ -85,6 +85,13 @@ impl Slot {
         ((self.0 as i64) >> 47) as u32 == tag::NIL
     }
 
+    /// The table, function or other object that it holds.
+    #[inline(always)]
+    pub fn object(self) -> Option<*const c_void> {
+        let tag = ((self.0 as i64) >> 47) as u32;
+        (tag > tag::INTEGER && tag < tag::STRING).then_some((self.0 & POINTER) as *const c_void)
+    }
+
     /// As it lies in memory.
     #[inline(always)]
     pub fn bits(self) -> u64 {
@@ -117,6 +124,20 @@ pub struct Text {
 pub unsafe fn bytes<'a>(text: *const Text) -> &'a [u8] {
     // SAFETY: the caller's promise; the bytes stand behind the head.
     unsafe { std::slice::from_raw_parts(text.add(1).cast(), (*text).length as usize) }
+}
+
+/// The slot that holds a string, by the bytes that LuaJIT gave of it.
+pub fn string_slot(bytes: &[u8]) -> Slot {
+    slot(tag::STRING, text_of(bytes).addr())
+}
+
+/// The slot that holds a table.
+pub fn table_slot(table: *const Table) -> Slot {
+    slot(tag::TABLE, table.addr())
+}
+
+fn slot(tag: u32, address: usize) -> Slot {
+    Slot(u64::from(tag) << 47 | address as u64)
 }
 
 /// The head of a string whose bytes LuaJIT gave.
@@ -342,9 +363,11 @@ unsafe fn is(state: *mut lua_State, at: c_int, slot: Slot) -> bool {
             (ffi::LUA_TBOOLEAN, Value::Boolean(yes)) => (ffi::lua_toboolean(state, at) != 0) == yes,
             (ffi::LUA_TSTRING, Value::String(text)) => {
                 let expected = string_at(state, at);
-                text == text_of(expected) && bytes(text) == expected
+                text == text_of(expected) && bytes(text) == expected && slot == string_slot(expected)
             }
-            (ffi::LUA_TTABLE, Value::Table(table)) => table.cast::<c_void>() == ffi::lua_topointer(state, at),
+            (ffi::LUA_TTABLE, Value::Table(table)) => {
+                table.cast() == ffi::lua_topointer(state, at) && slot == table_slot(table) && slot.object() == Some(table.cast())
+            }
             _ => false,
         }
     }

@@ -7,11 +7,16 @@
 //! ordinal, whatever has become of the one that held it. A table's keys are looked up one by one; then its entries are
 //! counted, and only if there are more than were found is it asked which are new.
 
+mod direct;
+mod globals;
+mod tables;
+
 use std::{ffi::c_int, mem::take};
 
 use crate::{
     decode::PushPool,
     functions::Functions,
+    layout::Slot,
     luajit::{self, ffi, lua_State, push_bytes, string_at},
     origin::Origin,
     wire::{MAX_DEPTH, MAX_KEYS, Malformed, Reader, flag, tag},
@@ -23,6 +28,8 @@ pub struct Scratch {
     deferred: Vec<(u32, u8)>,
     /// As the decoder's; and how much was to be read where the shape's keys stand.
     shapes: Vec<(u32, u8, usize)>,
+    /// The shapes' keys, one after the other, and at which node each was last found.
+    keys: Vec<(Slot, u32)>,
 }
 
 struct Collector<'a> {
@@ -49,15 +56,6 @@ const NAMES: c_int = 4;
 const SHAPES: c_int = 5;
 const FIRST_KEY: c_int = 6;
 
-/// How much a table has.
-#[derive(Clone, Copy, Debug)]
-struct Head {
-    items: u32,
-    records: u32,
-    /// Where the keys of its shape begin; 0 if each record has its key before it.
-    shape: c_int,
-}
-
 type Step<T = ()> = Result<T, Malformed>;
 
 /// Collecting ended in an error, whose value is on top of the stack.
@@ -79,6 +77,7 @@ pub unsafe fn collect(
 ) -> Result<c_int, Raised> {
     scratch.deferred.clear();
     scratch.shapes.clear();
+    scratch.keys.clear();
     let mut collector = Collector {
         state,
         functions,
@@ -163,7 +162,7 @@ impl<'a> Collector<'a> {
                 ffi::lua_rawgeti_(self.state, OBJECTS, ordinal as c_int + 1);
                 let at = ffi::lua_gettop(self.state);
                 if tag & tag::KIND == tag::TABLE {
-                    self.table(at, ordinal, tag)?;
+                    self.table(ordinal, tag)?;
                 } else {
                     self.function(at, ordinal, tag)?;
                 }
@@ -339,7 +338,7 @@ impl<'a> Collector<'a> {
         // SAFETY: the object of that ordinal is at `at`, so it is of the kind that its tag says.
         unsafe {
             match tag & tag::KIND {
-                tag::TABLE if tag & tag::DEFERRED == 0 => self.table(at, ordinal, tag),
+                tag::TABLE if tag & tag::DEFERRED == 0 => self.table(ordinal, tag),
                 tag::FUNC => {
                     self.reader.varint()?;
                     if tag & tag::DEFERRED == 0 {
@@ -420,162 +419,6 @@ impl<'a> Collector<'a> {
         Ok(())
     }
 
-    /// Reads how much a table has.
-    unsafe fn head(&mut self, tag: u8) -> Step<Head> {
-        if tag & tag::SHAPED == 0 {
-            return Ok(Head { items: self.reader.u32()?, records: self.reader.u32()?, shape: 0 });
-        }
-        let items = self.reader.varint()? as u32;
-        let number = self.reader.varint()? as usize;
-        let here = self.reader.remaining();
-        if number <= self.scratch.shapes.len() {
-            let (first, len, keys_at) = self.scratch.shapes.get(number.wrapping_sub(1)).copied().unwrap_or_default();
-            if keys_at == here {
-                // A second reading.
-                for _ in 0..self.reader.u8()? {
-                    self.reader.string()?;
-                }
-            }
-            return Ok(Head { items, records: u32::from(len), shape: first as c_int });
-        }
-        let len = self.reader.u8()?;
-        let first = self.scratch.shapes.last().map_or(1, |(first, len, _)| first + u32::from(*len));
-        // SAFETY: the table is made when it is first needed; strings are pushed and put into it.
-        unsafe {
-            if ffi::lua_type(self.state, SHAPES) == ffi::LUA_TNIL {
-                ffi::lua_createtable(self.state, c_int::from(len), 0);
-                ffi::lua_replace(self.state, SHAPES);
-            }
-            for place in 0..c_int::from(len) {
-                push_bytes(self.state, self.reader.string()?);
-                ffi::lua_rawseti_(self.state, SHAPES, first as c_int + place);
-            }
-        }
-        self.scratch.shapes.push((first, len, here));
-        Ok(Head { items, records: u32::from(len), shape: first as c_int })
-    }
-
-    /// Compares items, records and metatable.
-    unsafe fn table(&mut self, at: c_int, ordinal: u32, tag: u8) -> Step {
-        // SAFETY: the table stays at `at`; what is pushed is taken off.
-        unsafe {
-            let head = self.head(tag)?;
-            let start = (self.reader, self.ordinals);
-            let mut present = 0u64;
-            for place in 1..=head.items {
-                ffi::lua_rawgeti_(self.state, at, place as c_int);
-                let now = ffi::lua_gettop(self.state);
-                present += u64::from(ffi::lua_type(self.state, now) != ffi::LUA_TNIL);
-                if !self.is_same(now)? {
-                    ffi::lua_pushnumber(self.state, f64::from(place));
-                    ffi::lua_insert(self.state, -2);
-                    self.change(tag::SET, ordinal);
-                }
-                ffi::lua_settop(self.state, now - 1);
-            }
-            for place in 0..head.records {
-                if head.shape > 0 {
-                    ffi::lua_rawgeti_(self.state, SHAPES, head.shape + place as c_int);
-                } else {
-                    self.push_original()?;
-                }
-                let key = ffi::lua_gettop(self.state);
-                ffi::lua_pushvalue(self.state, key);
-                ffi::lua_rawget_(self.state, at);
-                present += u64::from(ffi::lua_type(self.state, key + 1) != ffi::LUA_TNIL);
-                if !self.is_same(key + 1)? {
-                    self.change(tag::SET, ordinal);
-                }
-                ffi::lua_settop(self.state, key - 1);
-            }
-            let mut count = 0u64;
-            let top = ffi::lua_gettop(self.state);
-            ffi::lua_pushnil(self.state);
-            while ffi::lua_next(self.state, at) != 0 {
-                count += 1;
-                ffi::lua_settop(self.state, top + 1);
-            }
-            if count > present {
-                let end = (self.reader, self.ordinals);
-                (self.reader, self.ordinals) = start;
-                self.new_records(at, ordinal, head)?;
-                (self.reader, self.ordinals) = end;
-            }
-            let has_meta = ffi::lua_getmetatable(self.state, at) != 0;
-            if !has_meta {
-                ffi::lua_pushnil(self.state);
-            }
-            let meta = ffi::lua_gettop(self.state);
-            let same = if tag & tag::META != 0 { self.is_same(meta)? } else { !has_meta };
-            if !same {
-                ffi::lua_pushnil(self.state);
-                ffi::lua_insert(self.state, -2);
-                self.change(tag::SET_META, ordinal);
-            }
-            ffi::lua_settop(self.state, top);
-            Ok(())
-        }
-    }
-
-    /// Lists the records that the table has besides those of the message.
-    unsafe fn new_records(&mut self, at: c_int, ordinal: u32, head: Head) -> Step {
-        // SAFETY: as `table`.
-        unsafe {
-            let known = ffi::lua_gettop(self.state) + 1;
-            ffi::lua_createtable(self.state, 0, head.records as c_int);
-            self.again = true;
-            for _ in 0..head.items {
-                self.skip()?;
-            }
-            for place in 0..head.records {
-                if head.shape > 0 {
-                    ffi::lua_rawgeti_(self.state, SHAPES, head.shape + place as c_int);
-                } else {
-                    self.push_key_again()?;
-                }
-                ffi::lua_pushboolean(self.state, 1);
-                ffi::lua_rawset(self.state, known);
-                self.skip()?;
-            }
-            self.again = false;
-            ffi::lua_pushnil(self.state);
-            while ffi::lua_next(self.state, at) != 0 {
-                let key = known + 1;
-                let item = ffi::lua_type(self.state, key) == ffi::LUA_TNUMBER && {
-                    let number = ffi::lua_tonumber(self.state, key);
-                    number >= 1.0 && number <= f64::from(head.items) && number.fract() == 0.0
-                };
-                ffi::lua_pushvalue(self.state, key);
-                ffi::lua_rawget_(self.state, known);
-                let new = !item && ffi::lua_type(self.state, -1) == ffi::LUA_TNIL;
-                ffi::lua_settop(self.state, key + 1);
-                if new {
-                    ffi::lua_pushvalue(self.state, key);
-                    ffi::lua_insert(self.state, key + 1);
-                    self.change(tag::SET, ordinal);
-                }
-                ffi::lua_settop(self.state, key);
-            }
-            ffi::lua_settop(self.state, known - 1);
-            Ok(())
-        }
-    }
-
-    /// Pushes a key as it was, without comparing what is in it.
-    unsafe fn push_key_again(&mut self) -> Step {
-        let (reader, ordinal) = (self.reader, self.ordinals);
-        // SAFETY: one value is pushed.
-        unsafe {
-            let tag = self.reader.u8()?;
-            if tag & tag::KIND == 0 {
-                return self.push_plain(tag);
-            }
-            self.reader = reader;
-            ffi::lua_rawgeti_(self.state, OBJECTS, ordinal as c_int + 1);
-            self.skip()
-        }
-    }
-
     /// Compares environment and cells.
     unsafe fn function(&mut self, at: c_int, ordinal: u32, tag: u8) -> Step {
         // SAFETY: the function stays at `at`; what is pushed is taken off.
@@ -633,94 +476,6 @@ impl<'a> Collector<'a> {
                 self.change(tag::SET_BYTES, ordinal);
             }
             ffi::lua_settop(self.state, top);
-            Ok(())
-        }
-    }
-
-    /// Compares a global that came along.
-    unsafe fn global(&mut self) -> Step {
-        let tag = self.reader.u8()?;
-        // SAFETY: what is pushed is taken off by the caller.
-        unsafe {
-            let name = ffi::lua_gettop(self.state) + 1;
-            push_bytes(self.state, self.reader.string()?);
-            if tag == tag::LEFT_OUT {
-                self.reader.string()?;
-                return Ok(());
-            }
-            if tag != tag::GLOBAL {
-                return Err(Malformed);
-            }
-            if ffi::lua_type(self.state, NAMES) == ffi::LUA_TNIL {
-                ffi::lua_createtable(self.state, 0, 4);
-                ffi::lua_replace(self.state, NAMES);
-            }
-            ffi::lua_pushvalue(self.state, name);
-            ffi::lua_pushboolean(self.state, 1);
-            ffi::lua_rawset(self.state, NAMES);
-            ffi::lua_rawgeti_(self.state, OBJECTS, 0);
-            ffi::lua_pushvalue(self.state, name);
-            ffi::lua_rawget_(self.state, name + 1);
-            ffi::lua_remove(self.state, name + 1);
-            let same = self.is_same(name + 1)?;
-            let unset = ffi::lua_type(self.state, name + 1) == ffi::LUA_TNIL && self.has_global(name);
-            if !(same || unset) {
-                self.change(tag::SET_GLOBAL, 0);
-            }
-            Ok(())
-        }
-    }
-
-    /// Whether this VM has a global of its own by the name at `name`, which then was not set to what came along.
-    unsafe fn has_global(&self, name: c_int) -> bool {
-        // SAFETY: what is pushed is taken off.
-        unsafe {
-            let top = ffi::lua_gettop(self.state);
-            self.functions.push_globals(self.state);
-            ffi::lua_pushvalue(self.state, name);
-            ffi::lua_rawget_(self.state, -2);
-            let has = ffi::lua_type(self.state, -1) != ffi::LUA_TNIL;
-            ffi::lua_settop(self.state, top);
-            has
-        }
-    }
-
-    /// Lists the globals that the job has assigned and that did not come along.
-    unsafe fn new_globals(&mut self) -> Step {
-        // SAFETY: what is pushed is taken off.
-        unsafe {
-            let base = ffi::lua_gettop(self.state);
-            let environment = base + 1;
-            ffi::lua_rawgeti_(self.state, OBJECTS, 0);
-            if ffi::lua_type(self.state, environment) != ffi::LUA_TTABLE {
-                return Err(Malformed);
-            }
-            let key = base + 3;
-            self.functions.push_globals(self.state);
-            ffi::lua_pushnil(self.state);
-            while ffi::lua_next(self.state, environment) != 0 {
-                let value = key + 1;
-                // An open environment begins as a copy of the globals, with itself as `_G`.
-                ffi::lua_pushvalue(self.state, key);
-                ffi::lua_rawget_(self.state, base + 2);
-                let mut old = ffi::lua_rawequal(self.state, value, value + 1) != 0
-                    || ffi::lua_rawequal(self.state, value, environment) != 0
-                        && ffi::lua_type(self.state, key) == ffi::LUA_TSTRING
-                        && string_at(self.state, key) == b"_G";
-                if ffi::lua_type(self.state, NAMES) == ffi::LUA_TTABLE {
-                    ffi::lua_pushvalue(self.state, key);
-                    ffi::lua_rawget_(self.state, NAMES);
-                    old |= ffi::lua_type(self.state, -1) != ffi::LUA_TNIL;
-                }
-                ffi::lua_settop(self.state, value);
-                if !old {
-                    ffi::lua_pushvalue(self.state, key);
-                    ffi::lua_insert(self.state, value);
-                    self.change(tag::SET_GLOBAL, 0);
-                }
-                ffi::lua_settop(self.state, key);
-            }
-            ffi::lua_settop(self.state, base);
             Ok(())
         }
     }
