@@ -437,7 +437,8 @@ describe(
     end
     setfenv(objects_of, _G)
 
-    ---@type table<string, { make: fun(i: integer): any, is_right: fun(value: any, i: integer): boolean, count?: integer }>
+    --- What makes a packed value, and what tells whether it came out as its own.
+    ---@type table<string, { make: function, is_right: function, count?: integer }>
     local contents = {
       ["tables"] = {
         make = function(i)
