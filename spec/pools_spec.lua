@@ -276,7 +276,7 @@ describe("what is refused:", function()
     { { name = "a", when_full = "block" }, "when_full must be 'wait' or 'fail', got 'block'" },
     { { name = "a", when_full = 1 }, "when_full must be 'wait' or 'fail', got number" },
     { { name = "a", stack_size = 1 }, "stack_size must be a whole number from 131072 to 1073741824, got 1" },
-    { { name = "a", max_message = 1 }, "max_message must be a whole number from 64 to 4294967296, got 1" },
+    { { name = "a", max_message = 1 }, "max_message must be a whole number from 64 to 4294967295, got 1" },
     { { name = "a", max_message = "1M" }, "max_message must be a number, got string" },
     { { name = "a", init = "require 'x'" }, "init must be a function, got string" },
     { { name = "a", concurency = 4 }, "unknown option 'concurency'" .. unknown },

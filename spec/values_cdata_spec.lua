@@ -129,12 +129,12 @@ describe("cdata", function()
     { "a struct of open length", ffi.new("struct msys_spec_open", 3), "struct msys_spec_open" },
     { "a reference into an array", points[0], "struct msys_spec_point &" },
     { "a struct without a name", ffi.new "msys_spec_nameless", "struct " },
-    { "a ctype", ffi.typeof "int", "int" },
+    { "a ctype", ffi.typeof "int", "int", "ctype" },
   } do
     it("is refused with its path: " .. case[1], function()
       local ok, err = pcall(msys.runInPool, "CPU", function() end, { args = { { x = case[2] } } })
       assert.is_false(ok)
-      local text = ("cannot send argument 1.x (cdata '%s"):format(case[3])
+      local text = ("cannot send argument 1.x (%s '%s"):format(case[4] or "cdata", case[3])
       assert.truthy(err:find(text, 1, true), err)
     end)
   end

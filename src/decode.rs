@@ -493,7 +493,11 @@ impl Decoder<'_> {
             self.push_named(module, b"__msys_unpack")?;
             self.value(depth + 1)?;
             ffi::lua_call(self.state, 1, 1);
-            let object = ffi::lua_topointer(self.state, at);
+            let is_object = matches!(
+                ffi::lua_type(self.state, at),
+                ffi::LUA_TTABLE | ffi::LUA_TFUNCTION | ffi::LUA_TUSERDATA | luajit::LUA_TCDATA
+            );
+            let object = if is_object { ffi::lua_topointer(self.state, at) } else { std::ptr::null() };
             if kept
                 && let Some(origin) = self.origin()
                 && let Some(place) = origin.objects.get_mut(ordinal as usize)
@@ -501,7 +505,13 @@ impl Decoder<'_> {
                 *place = object;
             }
             if kept || tag & tag::SHARED != 0 {
+                if ffi::lua_type(self.state, at) == ffi::LUA_TNIL {
+                    luajit::push_nothing(self.state);
+                } else {
+                    ffi::lua_pushvalue(self.state, at);
+                }
                 self.keep(ordinal);
+                ffi::lua_settop(self.state, at);
             }
         }
         Ok(())
@@ -596,7 +606,11 @@ impl Decoder<'_> {
                 return Err(Stop::Malformed);
             }
             ffi::lua_rawgeti_(self.state, OBJECTS, ordinal as c_int + 1);
-            if ffi::lua_type(self.state, -1) == ffi::LUA_TNIL { Err(Stop::Malformed) } else { Ok(()) }
+            if ffi::lua_type(self.state, -1) == ffi::LUA_TNIL {
+                return Err(Stop::Malformed);
+            }
+            luajit::nil_for_nothing(self.state);
+            Ok(())
         }
     }
 

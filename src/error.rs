@@ -29,16 +29,6 @@ pub enum Error {
         /// Its limit, in jobs.
         backlog: usize,
     },
-    /// A message larger than the pool's `max_message`.
-    #[error("the message has {size} bytes, pool '{pool}' takes at most {limit} (max_message)")]
-    MessageTooLarge {
-        /// The pool's name.
-        pool: String,
-        /// The message's size in bytes.
-        size: usize,
-        /// The pool's limit in bytes.
-        limit: usize,
-    },
     /// The operating system refused a thread.
     #[error("pool '{pool}' cannot start a worker: {source}")]
     NoThread {

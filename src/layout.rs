@@ -17,7 +17,7 @@
 //! the next call of the API that may allocate or run Lua: only then can a collector run, and a finalizer change what it likes.
 
 use std::{
-    ffi::{c_int, c_void},
+    ffi::c_int,
     sync::OnceLock,
 };
 
@@ -83,13 +83,6 @@ impl Slot {
     #[inline(always)]
     pub fn is_nil(self) -> bool {
         ((self.0 as i64) >> 47) as u32 == tag::NIL
-    }
-
-    /// The table, function or other object that it holds.
-    #[inline(always)]
-    pub fn object(self) -> Option<*const c_void> {
-        let tag = ((self.0 as i64) >> 47) as u32;
-        (tag > tag::INTEGER && tag < tag::STRING).then_some((self.0 & POINTER) as *const c_void)
     }
 
     /// As it lies in memory.
@@ -366,7 +359,7 @@ unsafe fn is(state: *mut lua_State, at: c_int, slot: Slot) -> bool {
                 text == text_of(expected) && bytes(text) == expected && slot == string_slot(expected)
             }
             (ffi::LUA_TTABLE, Value::Table(table)) => {
-                table.cast() == ffi::lua_topointer(state, at) && slot == table_slot(table) && slot.object() == Some(table.cast())
+                table.cast() == ffi::lua_topointer(state, at) && slot == table_slot(table)
             }
             _ => false,
         }

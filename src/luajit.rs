@@ -23,6 +23,35 @@ pub const CDATA_UNPACK: &CStr = c"msys.cdata.unpack";
 /// See [`CDATA_PACK`].
 pub const CDATA_FILL: &CStr = c"msys.cdata.fill";
 
+/// Pushes what stands for nil in a table of objects: a light userdata that nobody else has.
+///
+/// # Safety
+/// `state` is a live VM of this thread with a free stack slot.
+pub unsafe fn push_nothing(state: *mut lua_State) {
+    static NOTHING: u8 = 0;
+    // SAFETY: one push.
+    unsafe { ffi::lua_pushlightuserdata(state, (&raw const NOTHING).cast_mut().cast()) }
+}
+
+/// If what [`push_nothing`] pushes is on top, makes it a nil.
+///
+/// # Safety
+/// `state` is a live VM of this thread with a value on top and a free stack slot.
+pub unsafe fn nil_for_nothing(state: *mut lua_State) {
+    // SAFETY: one push, taken off; then perhaps a nil for the value.
+    unsafe {
+        if ffi::lua_type(state, -1) == ffi::LUA_TLIGHTUSERDATA {
+            push_nothing(state);
+            let nothing = ffi::lua_rawequal(state, -1, -2) != 0;
+            ffi::lua_settop(state, -2);
+            if nothing {
+                ffi::lua_settop(state, -2);
+                ffi::lua_pushnil(state);
+            }
+        }
+    }
+}
+
 #[allow(clippy::missing_safety_doc, reason = "LuaJIT's own functions; the preconditions are those of the C API")]
 unsafe extern "C-unwind" {
     /// The identity of upvalue `n` of the function at `idx`: equal for closures that share the cell.

@@ -8,12 +8,31 @@ use std::sync::OnceLock;
 
 use crate::bytecode::{Cursor, Dump, Proto};
 
-/// Names of globals by which code can reach all others, or run code that has not been seen.
-const REACHING: [&[u8]; 7] = [b"_G", b"getfenv", b"setfenv", b"loadstring", b"load", b"loadfile", b"dofile"];
+/// Names of functions by which code can reach any global, run code that has not been seen, or change upvalues that it does not
+/// name. Code in which one of them stands, wherever, counts as code that does.
+const REACHING: [&[u8]; 11] = [
+    b"_G",
+    b"dofile",
+    b"getfenv",
+    b"getregistry",
+    b"load",
+    b"loadfile",
+    b"loadstring",
+    b"setfenv",
+    b"setlocal",
+    b"setupvalue",
+    b"upvaluejoin",
+];
+
+/// Whether a library's function of this name is one of those.
+pub fn is_reaching(name: &[u8]) -> bool {
+    REACHING.binary_search(&name).is_ok()
+}
 
 /// Source of a function whose nested function has one instruction of each kind that is looked for, in the order of
 /// [`Opcodes`].
-pub const OPCODES_SOURCE: &str = "local u return function(a) u = a u = 's' u = 1 u = true g = g end";
+pub const OPCODES_SOURCE: &str =
+    "local u return function(a) u = a u = 's' u = 1 u = true g = g a = u return _G.f end";
 
 /// The numbers of instructions.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +41,9 @@ struct Opcodes {
     upvalue_set: [u8; 4],
     global_get: u8,
     global_set: u8,
+    upvalue_get: u8,
+    /// Read a table's field of a constant name.
+    field_get: u8,
 }
 
 /// See the module.
@@ -35,6 +57,8 @@ pub struct Usage {
     pub reaches_globals: bool,
     /// It assigns upvalues.
     pub assigns_upvalues: bool,
+    /// Fields of its upvalues that it names: should the upvalue be the table of globals, these are names of globals.
+    pub fields: Vec<(u8, Box<[u8]>)>,
 }
 
 static OPCODES: OnceLock<Option<Opcodes>> = OnceLock::new();
@@ -65,6 +89,8 @@ fn opcodes(dump: &[u8]) -> Option<Opcodes> {
         upvalue_set: [next()?, next()?, next()?, next()?],
         global_get: next()?,
         global_set: next()?,
+        upvalue_get: next()?,
+        field_get: next().and_then(|_| next())?,
     })
 }
 
@@ -90,66 +116,99 @@ impl Usage {
     }
 
     fn find(dump: &[u8], opcodes: Opcodes) -> Option<Self> {
-        let builtin = BUILTIN.get()?;
         let mut usage = Self::default();
-        // As LuaJIT loads it: a finished prototype waits on a stack until its parent takes it. What waits is which of
-        // its parent's upvalues it assigns.
-        let mut waiting: Vec<Vec<u16>> = Vec::new();
+        // As LuaJIT loads it: a finished prototype waits on a stack until its parent takes it. What waits is what it does
+        // with its parent's upvalues.
+        let mut waiting: Vec<Upvalues<'_>> = Vec::new();
         for proto in &Dump::parse(dump)?.protos {
-            let mut assigned = Vec::new();
-            let names = constants(dump, proto, &mut waiting, &mut assigned)?;
-            for (opcode, a, d) in instructions(dump, proto) {
+            let mut upvalues = Upvalues::default();
+            let names = constants(dump, proto, &mut waiting, &mut upvalues)?;
+            let constant = |place: usize| *names.get(names.len().checked_sub(1 + place)?)?;
+            usage.reaches_globals |= names.iter().flatten().any(|name| is_reaching(name));
+            let mut before = (0, 0, 0);
+            for instruction in instructions(dump, proto) {
+                let (opcode, a, d) = instruction;
                 if opcodes.upvalue_set.contains(&opcode) {
-                    assigned.push(u16::from(a));
+                    upvalues.assigned.push(u16::from(a));
                 } else if opcode == opcodes.global_get || opcode == opcodes.global_set {
                     usage.assigns_globals |= opcode == opcodes.global_set;
-                    let place = names.len().checked_sub(1 + usize::from(d))?;
-                    let name = (*names.get(place)?)?;
-                    usage.reaches_globals |= REACHING.contains(&name);
-                    let known = builtin.binary_search_by(|other| other.as_ref().cmp(name)).is_ok();
-                    if !known && !usage.globals.iter().any(|other| other.as_ref() == name) {
-                        usage.globals.push(name.into());
+                    usage.name(constant(usize::from(d))?);
+                } else if opcode == opcodes.field_get && before.1 == (d >> 8) as u8 {
+                    // Of what the instruction before has put into the register.
+                    let field = constant(usize::from(d & 0xff))?;
+                    if before.0 == opcodes.upvalue_get {
+                        upvalues.fields.push((before.2, field));
+                    } else if before.0 == opcodes.global_get && constant(usize::from(before.2)) == Some(b"_G") {
+                        usage.name(field);
                     }
                 }
+                before = instruction;
             }
-            usage.assigns_upvalues = !assigned.is_empty();
-            waiting.push(outer(dump, proto, &assigned)?);
+            usage.assigns_upvalues = !upvalues.assigned.is_empty();
+            usage.fields = upvalues.fields.iter().map(|(upvalue, name)| (*upvalue as u8, (*name).into())).collect();
+            waiting.push(outer(dump, proto, &upvalues)?);
         }
+        usage.fields.sort_unstable();
+        usage.fields.dedup();
         (waiting.len() == 1).then_some(usage)
+    }
+
+    /// Adds a global that is named.
+    fn name(&mut self, name: &[u8]) {
+        let builtin = BUILTIN.get().map_or(&[][..], Vec::as_slice);
+        let known = builtin.binary_search_by(|other| other.as_ref().cmp(name)).is_ok();
+        if !known && !self.globals.iter().any(|other| other.as_ref() == name) {
+            self.globals.push(name.into());
+        }
     }
 }
 
-/// Of the upvalues that a prototype assigns, those that are its parent's too, by their places there.
-fn outer(dump: &[u8], proto: &Proto, assigned: &[u16]) -> Option<Vec<u16>> {
+/// What a prototype does with its upvalues.
+#[derive(Default)]
+struct Upvalues<'a> {
+    assigned: Vec<u16>,
+    fields: Vec<(u16, &'a [u8])>,
+}
+
+/// Of what a prototype does with its upvalues, that which concerns its parent's, by their places there.
+fn outer<'a>(dump: &[u8], proto: &Proto, upvalues: &Upvalues<'a>) -> Option<Upvalues<'a>> {
     /// The upvalue is a local variable of the parent.
     const LOCAL: u16 = 0x8000;
     const PLACE: u16 = 0x3fff;
     let descriptions = dump.get(proto.upvalues_at..proto.upvalues_at + proto.upvalues_len)?;
-    let mut places = Vec::new();
-    for upvalue in assigned {
-        let at = usize::from(*upvalue) * 2;
+    let place = |upvalue: u16| -> Option<Option<u16>> {
+        let at = usize::from(upvalue) * 2;
         let description = u16::from_le_bytes([*descriptions.get(at)?, *descriptions.get(at + 1)?]);
-        if description & LOCAL == 0 {
-            places.push(description & PLACE);
-        }
+        Some((description & LOCAL == 0).then_some(description & PLACE))
+    };
+    let mut theirs = Upvalues::default();
+    for upvalue in &upvalues.assigned {
+        theirs.assigned.extend(place(*upvalue)?);
     }
-    Some(places)
+    for (upvalue, name) in &upvalues.fields {
+        theirs.fields.extend(place(*upvalue)?.map(|place| (place, *name)));
+    }
+    Some(theirs)
 }
 
 /// The object constants of a prototype, `None` for those that are no strings. Its children are taken from `waiting`, and
-/// what they assign of its upvalues is `assigned`.
+/// what they do with its upvalues is added to `upvalues`.
 fn constants<'a>(
     dump: &'a [u8],
     proto: &Proto,
-    waiting: &mut Vec<Vec<u16>>,
-    assigned: &mut Vec<u16>,
+    waiting: &mut Vec<Upvalues<'a>>,
+    upvalues: &mut Upvalues<'a>,
 ) -> Option<Vec<Option<&'a [u8]>>> {
     let mut at = Cursor { bytes: dump.get(..proto.end)?, pos: proto.upvalues_at + proto.upvalues_len };
     let mut names = Vec::new();
     for _ in 0..proto.constants {
         let mut name = None;
         match at.uleb()? {
-            0 => assigned.append(&mut waiting.pop()?),
+            0 => {
+                let mut child = waiting.pop()?;
+                upvalues.assigned.append(&mut child.assigned);
+                upvalues.fields.append(&mut child.fields);
+            }
             1 => table_constant(&mut at)?,
             // 64-bit integers have two halves, complex numbers four.
             2 | 3 => (0..2).try_for_each(|_| at.uleb().map(drop))?,
@@ -200,7 +259,8 @@ mod tests {
         fn no_input_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
             let mut dump = vec![0x1b, b'L', b'J', 2, 2];
             dump.extend(&bytes);
-            let opcodes = Opcodes { upvalue_set: [1, 2, 3, 4], global_get: 5, global_set: 6 };
+            let opcodes =
+                Opcodes { upvalue_set: [1, 2, 3, 4], global_get: 5, global_set: 6, upvalue_get: 7, field_get: 8 };
             let _ = Usage::find(&dump, opcodes);
         }
     }

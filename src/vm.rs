@@ -251,13 +251,7 @@ impl Vm {
 
     /// The largest outcome that a worker may send, in bytes.
     pub fn message_limit(&self) -> usize {
-        self.worker.as_ref().map_or(usize::MAX, |worker| worker.pool.config.max_message)
-    }
-
-    /// What to say of an outcome that is larger.
-    pub fn too_large(&self, size: usize) -> String {
-        let pool = self.worker.as_ref().map(|worker| worker.pool.config.name.to_string()).unwrap_or_default();
-        Error::MessageTooLarge { pool, size, limit: self.message_limit() }.to_string()
+        self.worker.as_ref().map_or(u32::MAX as usize, |worker| worker.pool.config.max_message)
     }
 
     /// Whether this VM's worker is one of `pool`, whose queue its submits may exceed.

@@ -27,6 +27,10 @@ local BUNDLED = {
   ["table.new"] = true,
 }
 
+local function is_c(value)
+  return (debug.getinfo(value, "S") --[[@as debuglib.DebugInfo]]).what == "C"
+end
+
 --- What a new VM has, as `library.field` and `_G.name`: the names that every VM knows.
 local fresh = {}
 local FRESH = [[
@@ -50,6 +54,18 @@ end
 ---@type table<any, true>
 local named = {}
 
+--- The C functions of the libraries when msys was loaded, with their names: a script may have one at hand that it has put
+--- another in the place of.
+---@type [function, string, string][]
+local original = {}
+for _, library in ipairs { "_G", unpack(LIBRARIES) } do
+  for field, value in next, package.loaded[library] or {} do
+    if type(value) == "function" and fresh[library .. "." .. tostring(field)] and is_c(value) then
+      original[#original + 1] = { value, library, field }
+    end
+  end
+end
+
 --- Names that a VM gives beyond what it finds: triples of object, module, field.
 names.also = {}
 
@@ -60,10 +76,6 @@ local findable = {}
 local function learn(object, module, field, everywhere)
   named[object] = true
   native.learn(object, module, field, everywhere)
-end
-
-local function is_c(value)
-  return (debug.getinfo(value, "S") --[[@as debuglib.DebugInfo]]).what == "C"
 end
 
 local function is_findable(name)
@@ -102,7 +114,11 @@ function names.scan()
   for name in next, package.loaded do
     if type(name) == "string" and name ~= "_G" then modules[#modules + 1] = name end
   end
-  -- The last name learnt counts. Of two names for one module that is the alphabetically first, and a library's own.
+  -- The last name learnt counts.
+  for _, name in ipairs(original) do
+    learn(name[1], name[2], name[3], true)
+  end
+  -- Of two names for one module that is the alphabetically first, and a library's own.
   table.sort(modules, function(a, b)
     return a > b
   end)

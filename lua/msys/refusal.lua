@@ -24,15 +24,27 @@ local function where(fn)
   return ("function at %s:%d"):format(info.short_src, info.linedefined)
 end
 
+--- How much of a key an error shows.
+local LONGEST_KEY = 60
+
 local function key_name(key)
-  if type(key) == "string" and key:match "^[%a_][%w_]*$" then
-    return "." .. key
-  elseif type(key) == "string" then
-    return ("[%q]"):format(key)
-  elseif type(key) == "number" or type(key) == "boolean" then
+  if type(key) == "string" then
+    local text = #key > LONGEST_KEY and key:sub(1, LONGEST_KEY) .. "..." or key
+    if text:match "^[%a_][%w_]*$" then return "." .. text end
+    return ("[%s]"):format(("%q"):format(text):gsub("\\\n", "\\n"):gsub("\r", "\\r"))
+  elseif type(key) == "number" then
+    local text = ("%.14g"):format(key)
+    return ("[%s]"):format(tonumber(text) == key and text or ("%.17g"):format(key))
+  elseif type(key) == "boolean" then
     return "[" .. tostring(key) .. "]"
   end
   return "[a " .. type(key) .. "]"
+end
+
+local function name_of(value)
+  local meta = debug.getmetatable(value)
+  local name = type(meta) == "table" and rawget(meta, "__name")
+  return type(name) == "string" and name or nil
 end
 
 --- What a value is, for a person: its type, and a name where its metatable or its library has one.
@@ -46,14 +58,17 @@ function refusal.kind_of(value)
     local info = debug.getinfo(value, "S") --[[@as debuglib.DebugInfo]]
     return info.what == "C" and "C function found in no module" or "function"
   elseif kind == "cdata" then
-    return ("cdata '%s'"):format(tostring(require("ffi").typeof(value)):match "^ctype<(.*)>$")
-  elseif kind == "userdata" then
-    local meta = debug.getmetatable(value)
-    local name = type(meta) == "table" and rawget(meta, "__name")
+    local ffi = require "ffi"
+    local ctype = tostring(ffi.typeof(value)):match "^ctype<(.*)>$"
+    -- A type is a cdata object too, which LuaJIT takes for one of that type.
+    local is_type = not pcall(ffi.sizeof, value) or tostring(value) == ("ctype<%s>"):format(ctype)
+    return ("%s '%s'"):format(is_type and "ctype" or "cdata", ctype)
+  elseif kind == "userdata" or kind == "table" then
+    local name = name_of(value)
     ---@cast value any
-    if type(name) == "string" then
-      return ("userdata '%s'"):format(name)
-    elseif io.type(value) then
+    if name then
+      return ("%s '%s'"):format(kind, name)
+    elseif kind == "userdata" and io.type(value) then
       return "userdata 'file'"
     end
   end
@@ -74,6 +89,14 @@ local function parts(node)
     local meta = debug.getmetatable(value)
     if meta then add(meta, "the metatable of " .. node.name, node.tail) end
   elseif type(value) == "function" then
+    if (debug.getinfo(value, "S") --[[@as debuglib.DebugInfo]]).source == "=[msys.worker]" then
+      -- A generator of `coroutine.wrap`, which in a worker is a function of msys's.
+      for place = 1, 255 do
+        local name, upvalue = debug.getupvalue(value, place)
+        if not name then return found end
+        if type(upvalue) == "thread" then add(upvalue, node.name, node.tail) end
+      end
+    end
     local tail = " of " .. where(value)
     -- The closure itself is known by its place; a function on the way to it needs its own.
     if node.name ~= "the closure" then tail = tail .. ", " .. node.name .. node.tail end
@@ -92,8 +115,10 @@ end
 --- The shortest way from one of the roots to the refused value, in words.
 ---@param roots { name: string, value: any }[]
 ---@param refused any
+---@param why? string  where its kind alone does not say it
 ---@return string  for example `upvalue 'db' (userdata 'sqlite3') of function at app.lua:12`
-function refusal.explain(roots, refused)
+function refusal.explain(roots, refused, why)
+  why = why and ": " .. why or ""
   local queue, seen = {}, {}
   for place, root in ipairs(roots) do
     queue[place] = { value = root.value, name = root.name, tail = "" }
@@ -104,7 +129,7 @@ function refusal.explain(roots, refused)
     queue[first] = nil
     first = first + 1
     if rawequal(node.value, refused) then
-      return ("%s (%s)%s"):format(node.name, refusal.kind_of(refused), node.tail)
+      return ("%s (%s)%s%s"):format(node.name, refusal.kind_of(refused), node.tail, why)
     end
     local kind = type(node.value)
     if (kind == "table" or kind == "function") and not seen[node.value] and not names.has(node.value) then
@@ -115,7 +140,7 @@ function refusal.explain(roots, refused)
       end
     end
   end
-  return "a " .. refusal.kind_of(refused)
+  return "a " .. refusal.kind_of(refused) .. why
 end
 
 --- How many of the largest parts are named.
@@ -130,16 +155,16 @@ local function size_text(bytes)
   return bytes .. " bytes"
 end
 
---- Of a message that is too large: its largest parts, with their sizes.
+--- The largest parts of a message, with their sizes.
 ---@param roots { name: string, value: any }[]
----@return string  for example `; the largest are upvalue 'rows' with 12.3 MiB and argument 1 with 2.0 KiB`, or nothing
-function refusal.largest(roots)
+---@return string  for example `; the largest parts are upvalue 'rows' with 12.3 MiB and argument 1 with 2.0 KiB`, or nothing
+local function largest(roots)
   local found = {}
   local function add(name, value)
     local kind = type(value)
     if kind ~= "string" and kind ~= "table" and kind ~= "function" and kind ~= "cdata" then return end
     local bytes = native.measure(value)
-    if bytes then found[#found + 1] = { name = name, bytes = bytes } end
+    if bytes then found[#found + 1] = { name = name, bytes = bytes, place = #found } end
   end
   for _, root in ipairs(roots) do
     if type(root.value) ~= "function" then
@@ -155,7 +180,8 @@ function refusal.largest(roots)
     end
   end
   table.sort(found, function(a, b)
-    return a.bytes > b.bytes
+    if a.bytes ~= b.bytes then return a.bytes > b.bytes end
+    return a.place < b.place
   end)
   local texts = {}
   for place = 1, math.min(MOST, #found) do
@@ -165,6 +191,21 @@ function refusal.largest(roots)
   if not last then return "" end
   if #texts == 0 then return "; the largest part is " .. last end
   return ("; the largest parts are %s and %s"):format(table.concat(texts, ", "), last)
+end
+
+--- What is wrong with a message that is too large.
+---@param size integer?  in bytes
+---@param pool string
+---@param limit integer
+---@param roots { name: string, value: any }[]
+---@return string
+function refusal.too_large(size, pool, limit, roots)
+  return ("the message has %s bytes, pool '%s' takes at most %d (max_message)%s"):format(
+    size and ("%d"):format(size) or "more",
+    pool,
+    limit,
+    largest(roots)
+  )
 end
 
 return refusal

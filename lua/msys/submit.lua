@@ -20,7 +20,7 @@ local submit = {}
 
 -- Modes and flags, as in src/host/jobs.rs.
 local SYNC, ASYNC, SCHEDULED = 0, 1, 2
-local QUIET, SCANNED, NOT_IN_PLACE = 1, 2, 8
+local QUIET, SCANNED, NOT_IN_PLACE, MEASURE = 1, 2, 8, 32
 
 local SCHED = core.ECTP_COMPLETE_CALLBACK_SCHED
 
@@ -53,7 +53,7 @@ end
 ---@async
 local function send(flags, pool, mode, ticket, name, closure, completion, ...)
   local session = current()
-  local id, reason, value =
+  local id, reason, value, why =
     native_submit(pool, mode, ticket, session and session.slot, name, flags, closure, completion, ...)
   if id then
     return id
@@ -69,9 +69,13 @@ local function send(flags, pool, mode, ticket, name, closure, completion, ...)
     scheduler.lose_everything()
     return send(flags, pool, mode, ticket, name, closure, completion, ...)
   elseif reason == "refused" then
-    return nil, reason, "cannot send " .. refusal.explain(roots_of(closure, completion, ...), value)
+    return nil, reason, "cannot send " .. refusal.explain(roots_of(closure, completion, ...), value, why)
   elseif reason == "large" then
-    return nil, reason, value .. refusal.largest(roots_of(closure, completion, ...))
+    local measure = flags + MEASURE
+    local size =
+      native_submit(pool, mode, ticket, session and session.slot, name, measure, closure, completion, ...)
+    local roots = roots_of(closure, completion, ...)
+    return nil, reason, refusal.too_large(size, threadpool.name_of(pool), value, roots)
   end
   threadpool.forget(pool)
   return nil, reason, tostring(value)

@@ -82,14 +82,14 @@ local SCANNED = 2
 
 --- Packs `init`; gives nil, or what is wrong.
 local function pack(init, scanned)
-  local packed, reason, value = native.pack(environment.flags + (scanned and SCANNED or 0), init)
+  local packed, reason, value, why = native.pack(environment.flags + (scanned and SCANNED or 0), init)
   if packed then
     return
   elseif reason == "scan" then
     names.scan()
     return pack(init, true)
   elseif reason == "refused" then
-    return "init: cannot send " .. refusal.explain({ { name = "the closure", value = init } }, value)
+    return "init: cannot send " .. refusal.explain({ { name = "the closure", value = init } }, value, why)
   end
   return "init: " .. tostring(value)
 end
@@ -143,6 +143,9 @@ function threadpool.create(options)
     plain[key] = value
   end
   if plain.init then
+    if (debug.getinfo(plain.init, "S") --[[@as debuglib.DebugInfo]]).what == "C" then
+      error("msys.threadpool.create: init must be a Lua function, got a C function", 2)
+    end
     local text = pack(plain.init, false)
     if text then error("msys.threadpool.create: " .. text, 2) end
     plain.init = nil

@@ -17,7 +17,7 @@ local current, failure = scheduler.current, scheduler.failure
 jit.off(true, true)
 
 -- Flags of `native.finish`, as in src/host/jobs.rs.
-local SCANNED, NO_CHANGES = 2, 16
+local SCANNED, NO_CHANGES, MEASURE = 2, 16, 32
 
 local worker = {}
 
@@ -56,59 +56,81 @@ local function roots_of(...)
 end
 
 --- What of a job's values cannot cross, in words.
-local function unsendable(value, ok, ...)
+local function unsendable(value, why, ok, ...)
   if not ok then
     local err = ...
-    local kind = refusal.kind_of(value)
+    local kind = why or refusal.kind_of(value)
     return ("msys.runInPool: cannot send the error value (%s): %s"):format(kind, scheduler.text_of(err))
   end
-  return "msys.runInPool: cannot send " .. refusal.explain(roots_of(...), value)
+  return "msys.runInPool: cannot send " .. refusal.explain(roots_of(...), value, why)
 end
 
-local function unsendable_change(value)
-  return ("msys.runInPool: cannot send the change of what the job was sent (%s)"):format(
-    refusal.kind_of(value)
-  )
+--- What a job was sent, by the names that errors give it.
+local function sent_to(slot)
+  local roots = {}
+  local function add(...)
+    for place = 1, select("#", ...) do
+      local name = place == 1 and "the closure" or ("argument %d"):format(place - 2)
+      -- The completion stands between, and is none: somebody waits.
+      if place ~= 2 then roots[#roots + 1] = { name = name, value = (select(place, ...)) } end
+    end
+  end
+  add(native.sent_to(slot))
+  return roots
+end
+
+local function unsendable_change(value, why, slot)
+  return "msys.runInPool: cannot send back what the job was sent, as the job has changed it: "
+    .. refusal.explain(sent_to(slot), value, why)
+end
+
+--- What is wrong with an outcome that is too large: results, or what comes back.
+local function too_large(limit, size, slot, pool, ...)
+  local roots = roots_of(...)
+  for _, root in ipairs(sent_to(slot)) do
+    roots[#roots + 1] = root
+  end
+  return "msys.runInPool: " .. refusal.too_large(size, pool, limit, roots)
 end
 
 --- Sends an outcome; one that cannot cross becomes a failure of kind "unsendable".
 local function finish(flags, slot, ok, ...)
-  local sent, reason, value = native_finish(slot, flags, ok, ...)
+  local sent, reason, value, why = native_finish(slot, flags, ok, ...)
   if sent then
     return
   elseif reason == "scan" then
     names.scan()
     return finish(bit.bor(flags, SCANNED), slot, ok, ...)
   end
-  local text
-  if reason == "refused" then
-    text = unsendable(value, ok, ...)
-    flags = SCANNED
-  elseif reason == "large" then
-    text = tostring(value) .. refusal.largest(roots_of(...))
-    flags = SCANNED + NO_CHANGES
-  else
-    text = reason == "change" and unsendable_change(value) or tostring(value)
-    flags = SCANNED + NO_CHANGES
-  end
-  local kind = tostring(value) == "not enough memory" and "memory" or "unsendable"
   local id, pool, name = native.describe(slot)
   local old = not ok and select(2, ...)
+  local text
+  local next_flags = SCANNED + NO_CHANGES
+  if reason == "refused" then
+    text = unsendable(value, why, ok, ...)
+    next_flags = SCANNED
+  elseif reason == "large" then
+    local size = native_finish(slot, bit.bor(flags, MEASURE), ok, ...)
+    text = too_large(value, size, slot, pool, ...)
+  else
+    text = reason == "change" and unsendable_change(value, why, slot) or tostring(value)
+  end
+  local kind = tostring(value) == "not enough memory" and "memory" or "unsendable"
   local info = { kind = kind, pool = pool, job = id, name = name, traceback = old and old.traceback or text }
-  return finish(flags, slot, false, text, info)
+  return finish(next_flags, slot, false, text, info)
 end
 
 --- Reports a failure that nobody waits for to the host in whose name this worker works.
 local function report(err, info)
   local session = current()
   local slot = session and session.slot
-  local sent, reason, value = native.report(slot, false, false, err, info)
+  local sent, reason, value, why = native.report(slot, false, false, err, info)
   if not sent and reason == "scan" then
     names.scan()
-    sent, reason, value = native.report(slot, true, false, err, info)
+    sent, reason, value, why = native.report(slot, true, false, err, info)
   end
   if not sent then
-    local text = reason == "refused" and unsendable(value, false, err) or tostring(value)
+    local text = reason == "refused" and unsendable(value, why, false, err) or tostring(value)
     native.report(slot, true, false, text, { kind = "unsendable", traceback = info.traceback or text })
   end
 end
@@ -191,17 +213,18 @@ end
 local function install_require()
   local globals = package.loaded._G
   local load = require
-  local function back(env, ...)
+  local function back(env, ok, ...)
     setfenv(0, env)
+    -- As it was raised: the place is in the message.
+    if not ok then error((...), 0) end
     return ...
   end
   function globals.require(name)
     local env = getfenv(0)
     if name == "_G" then return env end
     if env == globals or package.loaded[name] then return load(name) end
-    -- Should it raise, what the job loads from text later sees the VM's globals.
     setfenv(0, globals)
-    return back(env, load(name))
+    return back(env, pcall(load, name))
   end
   table.insert(names.also, { globals.require, "_G", "require" })
 end

@@ -190,13 +190,21 @@ impl Collector<'_> {
                 }
                 tag::REF => {
                     let ordinal = self.reader.varint()? as usize;
-                    now.object().is_some_and(|object| self.origin.objects.get(ordinal) == Some(&object))
+                    let object = self.origin.objects.get(ordinal).copied().unwrap_or(std::ptr::null());
+                    match now.value() {
+                        Value::Table(table) if !object.is_null() => std::ptr::eq(table.cast(), object),
+                        _ => {
+                            // Of other objects, the API's address is not that of the head; and what was unpacked may be no object.
+                            self.reader = before;
+                            return Ok(None);
+                        }
+                    }
                 }
                 _ if tag & tag::KIND == tag::TABLE => {
                     let ordinal = self.ordinals;
                     self.ordinals = self.ordinals.wrapping_add(1);
                     let object = self.origin.objects.get(ordinal as usize).copied();
-                    let same = now.object() == object;
+                    let same = matches!(now.value(), Value::Table(table) if object == Some(table.cast()));
                     if tag & tag::DEFERRED != 0 {
                         self.scratch.deferred.push((ordinal, tag));
                     } else {

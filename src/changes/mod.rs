@@ -46,6 +46,8 @@ struct Collector<'a> {
     /// The keys seen so far are pushed, not made known: a second reading of the same bytes.
     again: bool,
     changes: c_int,
+    /// What was sent is asked for, not what has changed of it.
+    roots: bool,
 }
 
 /// Stack places in the inner function, behind its argument: the table of the job's objects, the list of changes or nil, the set of
@@ -62,7 +64,16 @@ type Step<T = ()> = Result<T, Malformed>;
 #[derive(Clone, Copy, Debug)]
 pub struct Raised;
 
-/// Takes the table of the job's objects off, and pushes the list of changes, or nil if there are none; gives their number.
+/// What [`collect`] is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The list of changes, or nil if there are none: pushes that, and gives the number of changes.
+    Changes,
+    /// What the job was sent, as it is now: pushes and counts those values.
+    Roots,
+}
+
+/// Takes the table of the job's objects off, and pushes what is wanted.
 ///
 /// # Safety
 /// `state` is the VM of `functions`, on this thread, with two free slots; `inner` is the stack index of [`inner`] as a C
@@ -74,6 +85,7 @@ pub unsafe fn collect(
     push_pool: PushPool,
     origin: &Origin,
     scratch: &mut Scratch,
+    wanted: Wanted,
 ) -> Result<c_int, Raised> {
     scratch.deferred.clear();
     scratch.shapes.clear();
@@ -91,16 +103,20 @@ pub unsafe fn collect(
         keys: 0,
         again: false,
         changes: 0,
+        roots: wanted == Wanted::Roots,
     };
     // SAFETY: pushes within the promised slots, neither of which allocates; the collector outlives the protected call.
-    let rc = unsafe {
+    unsafe {
         ffi::lua_pushvalue(state, inner);
         ffi::lua_insert(state, -2);
         ffi::lua_pushlightuserdata(state, (&raw mut collector).cast());
         ffi::lua_insert(state, -2);
-        ffi::lua_pcall(state, 2, 1, 0)
-    };
-    if rc == ffi::LUA_OK { Ok(collector.changes) } else { Err(Raised) }
+        let top = ffi::lua_gettop(state) - 3;
+        if ffi::lua_pcall(state, 2, ffi::LUA_MULTRET, 0) != ffi::LUA_OK {
+            return Err(Raised);
+        }
+        Ok(if wanted == Wanted::Roots { ffi::lua_gettop(state) - top } else { collector.changes })
+    }
 }
 
 /// The protected part: its arguments are the collector and the table of objects; gives the list of changes.
@@ -112,32 +128,43 @@ pub unsafe extern "C-unwind" fn inner(state: *mut lua_State) -> c_int {
     unsafe {
         let collector = &mut *ffi::lua_touserdata(state, 1).cast::<Collector<'_>>();
         collector.state = state;
-        if collector.message().is_err() {
-            push_bytes(state, b"msys: malformed message");
-            ffi::lua_error(state);
+        match collector.message() {
+            Ok(count) if collector.roots => count,
+            Ok(_) => {
+                ffi::lua_pushvalue(state, CHANGES);
+                1
+            }
+            Err(Malformed) => {
+                push_bytes(state, b"msys: malformed message");
+                ffi::lua_error(state)
+            }
         }
-        ffi::lua_pushvalue(state, CHANGES);
-        1
     }
 }
 
 impl<'a> Collector<'a> {
     /// # Safety
     /// (this and the following) In the protected call.
-    unsafe fn message(&mut self) -> Step {
+    unsafe fn message(&mut self) -> Step<c_int> {
         // SAFETY: room is made before values are pushed.
         unsafe {
             self.reader.u8()?;
             self.flags = self.reader.u8()?;
             self.keys = c_int::from(self.reader.u8()?);
-            let room = (MAX_DEPTH * 6 + MAX_KEYS + 40) as c_int;
+            let count = self.reader.varint()? as c_int;
+            let room = count.saturating_add((MAX_DEPTH * 6 + MAX_KEYS + 40) as c_int);
             ffi::luaL_checkstack_(self.state, room, c"too many values".as_ptr());
             ffi::lua_settop(self.state, FIRST_KEY + take(&mut self.keys).min(MAX_KEYS as c_int) - 1);
             let base = ffi::lua_gettop(self.state);
-            for _ in 0..self.reader.varint()? {
+            for _ in 0..count {
                 // Nothing holds an argument: only what is in it can have changed.
                 self.push_original()?;
-                ffi::lua_settop(self.state, base);
+                if !self.roots {
+                    ffi::lua_settop(self.state, base);
+                }
+            }
+            if self.roots {
+                return Ok(count);
             }
             loop {
                 self.bodies()?;
@@ -150,7 +177,7 @@ impl<'a> Collector<'a> {
             if self.flags & flag::ENV != 0 {
                 self.new_globals()?;
             }
-            Ok(())
+            Ok(count)
         }
     }
 
@@ -221,7 +248,20 @@ impl<'a> Collector<'a> {
                 }
                 tag::REF => {
                     let ordinal = self.reader.varint()?;
-                    self.is_object(at, ordinal as u32)
+                    self.push_kept(ordinal as u32);
+                    let same = ffi::lua_rawequal(self.state, at, -1) != 0;
+                    ffi::lua_settop(self.state, -2);
+                    same
+                }
+                _ if tag & tag::KIND == tag::PACKED => {
+                    // What was unpacked may be no object.
+                    let ordinal = self.ordinals;
+                    self.push_kept(ordinal);
+                    let object = ffi::lua_gettop(self.state);
+                    let same = ffi::lua_rawequal(self.state, at, object) != 0;
+                    self.object(object, tag)?;
+                    ffi::lua_settop(self.state, object - 1);
+                    same
                 }
                 _ if tag & tag::KIND != 0 => {
                     let ordinal = self.ordinals;
@@ -246,6 +286,15 @@ impl<'a> Collector<'a> {
         }
     }
 
+    /// Pushes an object of the job's.
+    unsafe fn push_kept(&mut self, ordinal: u32) {
+        // SAFETY: one value is pushed.
+        unsafe {
+            ffi::lua_rawgeti_(self.state, OBJECTS, (ordinal as c_int).wrapping_add(1));
+            luajit::nil_for_nothing(self.state);
+        }
+    }
+
     unsafe fn is_object(&self, at: c_int, ordinal: u32) -> bool {
         // SAFETY: a valid index.
         let object = unsafe { ffi::lua_topointer(self.state, at) };
@@ -263,7 +312,7 @@ impl<'a> Collector<'a> {
         // SAFETY: one value is pushed.
         unsafe {
             if tag & tag::KIND != 0 {
-                ffi::lua_rawgeti_(self.state, OBJECTS, self.ordinals as c_int + 1);
+                self.push_kept(self.ordinals);
                 let at = ffi::lua_gettop(self.state);
                 self.object(at, tag)
             } else {
@@ -307,7 +356,7 @@ impl<'a> Collector<'a> {
                 tag::POOL => (self.push_pool)(self.state, self.reader.u32()?),
                 tag::REF => {
                     let ordinal = self.reader.varint()?;
-                    ffi::lua_rawgeti_(self.state, OBJECTS, (ordinal as c_int).wrapping_add(1));
+                    self.push_kept(ordinal as u32);
                 }
                 tag::NAMED => {
                     let (module, field) = (self.reader.string()?, self.reader.string()?);

@@ -14,15 +14,8 @@ impl Encoder<'_> {
     /// # Safety
     /// As `value`.
     pub(super) unsafe fn next_global(&mut self) -> Step<bool> {
-        loop {
-            let (code, name) = self.next_name;
-            let Some(place) = self.scratch.naming.get(code).copied() else { return Ok(false) };
-            let names = self.message.codes.get(place).map_or(&[][..], |code| &code.usage().globals);
-            let Some(name) = names.get(name).map(|name| &raw const **name) else {
-                self.next_name = (code + 1, 0);
-                continue;
-            };
-            self.next_name.1 += 1;
+        while let Some(name) = self.scratch.naming.get(self.next_name).copied() {
+            self.next_name += 1;
             // SAFETY: the message keeps the code and so the name. What is pushed is taken off.
             unsafe {
                 let at = ffi::lua_gettop(self.state) + 1;
@@ -34,6 +27,7 @@ impl Encoder<'_> {
                 }
             }
         }
+        Ok(false)
     }
 
     /// Writes the global whose name is at `at`, unless there is none, or it is there.
@@ -55,7 +49,7 @@ impl Encoder<'_> {
             }
             self.push_global(at);
             if ffi::lua_type(self.state, at + 1) == ffi::LUA_TNIL {
-                return Ok(false);
+                return Ok(self.left_out_here(at));
             }
             self.flags |= flag::ENV;
             self.message.bytes.push(tag::GLOBAL);
@@ -64,8 +58,34 @@ impl Encoder<'_> {
             self.value(at + 1, 0)?;
             self.bodies()?;
             self.global = None;
-            self.check_size()?;
             Ok(true)
+        }
+    }
+
+    /// Whether the global whose name is at `name` was left out of the job that is running here: so it is of jobs of that job.
+    unsafe fn left_out_here(&mut self, name: c_int) -> bool {
+        // SAFETY: tables are asked for keys. What is pushed is taken off by the caller.
+        unsafe {
+            if ffi::lua_type(self.state, self.environment) != ffi::LUA_TTABLE
+                || ffi::lua_getmetatable(self.state, self.environment) == 0
+            {
+                return false;
+            }
+            push_bytes(self.state, b"left_out");
+            ffi::lua_rawget_(self.state, -2);
+            if ffi::lua_type(self.state, -1) != ffi::LUA_TTABLE {
+                return false;
+            }
+            ffi::lua_pushvalue(self.state, name);
+            ffi::lua_rawget_(self.state, -2);
+            if ffi::lua_type(self.state, -1) != ffi::LUA_TSTRING {
+                return false;
+            }
+            self.message.bytes.push(tag::LEFT_OUT);
+            put_string(&mut self.message.bytes, string_at(self.state, name));
+            put_string(&mut self.message.bytes, string_at(self.state, -1));
+            self.flags |= flag::ENV;
+            true
         }
     }
 
@@ -96,14 +116,18 @@ impl Encoder<'_> {
         let Some(name) = self.global else { return false };
         // SAFETY: the message keeps the code and so the name; the frame of the function is cleared by the caller.
         unsafe {
-            let refused = ffi::lua_gettop(self.state);
-            push_bytes(self.state, &*name);
-            self.push_global(refused + 1);
-            let itself = ffi::lua_rawequal(self.state, refused, refused + 2) != 0;
-            self.functions.push_kind(self.state, refused);
-            let kind = string_at(self.state, refused + 3);
-            let kind = String::from_utf8_lossy(kind);
-            let why = if itself { kind.into_owned() } else { format!("it refers to a {kind}") };
+            let why = match self.scratch.why() {
+                Some(why) => why.to_owned(),
+                None => {
+                    let refused = ffi::lua_gettop(self.state);
+                    push_bytes(self.state, &*name);
+                    self.push_global(refused + 1);
+                    let itself = ffi::lua_rawequal(self.state, refused, refused + 2) != 0;
+                    self.functions.push_kind(self.state, refused);
+                    let kind = String::from_utf8_lossy(string_at(self.state, refused + 3));
+                    if itself { kind.into_owned() } else { format!("it refers to a {kind}") }
+                }
+            };
             self.scratch.left_out.push(((*name).to_vec(), why));
             true
         }
@@ -140,7 +164,6 @@ impl Encoder<'_> {
                 }
                 ffi::lua_settop(self.state, base);
                 self.bodies()?;
-                self.check_size()?;
             }
             Ok(())
         }

@@ -6,7 +6,8 @@ use super::{Encoder, Purpose, Refusal, SeenCell, Step};
 use crate::{
     code,
     functions::write_dump,
-    luajit::{ffi, lua_upvalueid},
+    luajit::{ffi, lua_upvalueid, push_bytes},
+    usage::Usage,
     wire::{flag, put_varint, tag},
 };
 
@@ -26,15 +27,16 @@ impl Encoder<'_> {
                 return self.refuse_unless_named(at);
             }
             let code = self.code(at)?;
-            let tag_at = self.begin(object, at);
+            let tag_at = self.begin(object, at)?;
             ffi::lua_getfenv(self.state, at);
             let env_at = ffi::lua_gettop(self.state);
             let own_env = !self.functions.is_globals(self.state, env_at);
             if let Purpose::Job { capture, .. } = self.request.purpose {
-                self.note_usage(code, if own_env { None } else { Some(env_at) }, capture);
+                let globals = if own_env { self.push_globals_behind(env_at) } else { Some(env_at) };
+                self.note_usage(at, code, globals, capture);
             }
             ffi::lua_settop(self.state, env_at - 1);
-            let deferred = self.is_deep(depth);
+            let deferred = self.is_deep(depth)?;
             let env = if own_env { tag::ENV } else { 0 };
             let later = if deferred { tag::DEFERRED } else { 0 };
             self.message.bytes.push(tag::FUNC | env | later);
@@ -47,17 +49,46 @@ impl Encoder<'_> {
         }
     }
 
-    /// Notes what a job's function needs besides itself; `globals` is the stack index of what it sees as the globals.
-    unsafe fn note_usage(&mut self, place: usize, globals: Option<c_int>, capture: bool) {
-        let Some(code) = self.message.codes.get(place) else { return };
-        let usage = code.usage();
-        self.mutable |= usage.assigns_upvalues;
-        let Some(globals) = globals else { return };
-        if usage.assigns_globals || usage.reaches_globals {
-            self.flags |= flag::ENV;
+    /// Pushes what is behind the environment at `env`, by the `__index` of metatables: the globals, if they are.
+    unsafe fn push_globals_behind(&mut self, env: c_int) -> Option<c_int> {
+        /// As far as is looked.
+        const CHAIN: usize = 8;
+        // SAFETY: tables are asked for keys. What is pushed stays until the caller has looked at it.
+        unsafe {
+            let mut at = env;
+            for _ in 0..CHAIN {
+                if ffi::lua_getmetatable(self.state, at) == 0 {
+                    return None;
+                }
+                push_bytes(self.state, b"__index");
+                ffi::lua_rawget_(self.state, -2);
+                at = ffi::lua_gettop(self.state);
+                if ffi::lua_type(self.state, at) != ffi::LUA_TTABLE {
+                    return None;
+                } else if self.functions.is_globals(self.state, at) {
+                    return Some(at);
+                }
+            }
+            None
         }
+    }
+
+    /// Notes what a job's function at `at` needs besides itself; `globals` is the stack index of what it sees as the globals.
+    unsafe fn note_usage(&mut self, at: c_int, place: usize, globals: Option<c_int>, capture: bool) {
+        let Some(usage) = self.message.codes.get(place).map(|code| &raw const *code.usage()) else { return };
+        // SAFETY: the message keeps the code, and what has been found out about it stays.
+        let usage = unsafe { &*usage };
+        self.mutable |= usage.assigns_upvalues;
         if usage.reaches_globals {
-            self.flags |= flag::OPEN_ENV;
+            self.flags |= flag::ENV | flag::OPEN_ENV;
+        }
+        if capture {
+            // SAFETY: a Lua function is asked for upvalues that its code has.
+            unsafe { self.note_fields(at, usage) };
+        }
+        let Some(globals) = globals else { return };
+        if usage.assigns_globals {
+            self.flags |= flag::ENV;
         }
         if capture && !usage.globals.is_empty() {
             if self.scratch.sees_globals.len() <= place {
@@ -65,15 +96,45 @@ impl Encoder<'_> {
             }
             if let Some(sees @ false) = self.scratch.sees_globals.get_mut(place) {
                 *sees = true;
-                self.scratch.naming.push(place);
+                self.scratch.naming.extend(usage.globals.iter().map(|name| &raw const **name));
             }
         }
+        // SAFETY: a valid index.
+        unsafe { self.see(globals) };
+    }
+
+    /// Notes the table of globals that a function sees, if it is a job's in this VM.
+    unsafe fn see(&mut self, globals: c_int) {
         // SAFETY: `message_from` has made the slot.
         unsafe {
             let other = ffi::lua_topointer(self.state, globals) != self.functions.globals;
             if other && ffi::lua_type(self.state, self.environment) == ffi::LUA_TNIL {
                 ffi::lua_pushvalue(self.state, globals);
                 ffi::lua_replace(self.state, self.environment);
+            }
+        }
+    }
+
+    /// Notes the fields that a function names of upvalues that are the table of globals.
+    unsafe fn note_fields(&mut self, at: c_int, usage: &Usage) {
+        let mut last = (0, false);
+        for (upvalue, name) in &usage.fields {
+            // SAFETY: as `note_usage`; what is pushed is taken off.
+            unsafe {
+                if last.0 != upvalue + 1 {
+                    last = (upvalue + 1, false);
+                    if !ffi::lua_getupvalue(self.state, at, c_int::from(last.0)).is_null() {
+                        let value = ffi::lua_gettop(self.state);
+                        if ffi::lua_type(self.state, value) == ffi::LUA_TTABLE && self.functions.is_globals(self.state, value) {
+                            last.1 = true;
+                            self.see(value);
+                        }
+                        ffi::lua_settop(self.state, value - 1);
+                    }
+                }
+            }
+            if last.1 {
+                self.scratch.naming.push(&raw const **name);
             }
         }
     }

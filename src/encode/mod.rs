@@ -18,7 +18,7 @@ use rustc_hash::FxHashMap;
 use crate::{
     functions::Functions,
     layout::Table,
-    luajit::{ffi, lua_State},
+    luajit::{ffi, lua_State, string_at},
     origin::Origin,
     wire::{self, MAX_DEPTH, Message, flag, put_varint},
 };
@@ -33,7 +33,7 @@ pub enum Refusal {
     /// As `Value`, in a change that the job made of what it was sent.
     Change,
     /// The message is larger than allowed.
-    TooLarge(usize),
+    TooLarge,
     /// LuaJIT raised (out of memory): the error is on top of the stack.
     Raised,
 }
@@ -85,15 +85,18 @@ pub struct Scratch {
     /// A key's bytes.
     key: Vec<u8>,
     dump: Vec<u8>,
-    /// Places of the message's codes whose functions see the globals: as a set, and in order.
+    /// Which of the message's codes belong to functions that see the globals.
     sees_globals: Vec<bool>,
-    naming: Vec<usize>,
+    /// The globals that those name. The message keeps the codes, and so the names.
+    naming: Vec<*const [u8]>,
     /// Globals that are in the message, by the address of their name.
     globals: Vec<*const u8>,
     /// Globals that cannot cross: name and reason.
     left_out: Vec<(Vec<u8>, String)>,
-    /// Ordinals of objects whose `__msys_pack` has been called, and whose packed value is being written.
-    packing: Vec<u32>,
+    /// The objects that are being packed, the outermost first.
+    packing: Vec<Packing>,
+    /// Why the refused value cannot cross, if that is more than its kind.
+    why: String,
     /// The submitter's objects and cells, by address, once an outcome has asked for one.
     own: FxHashMap<*const c_void, u32>,
     own_cells: FxHashMap<*const c_void, (u32, u8)>,
@@ -119,7 +122,21 @@ impl Scratch {
         self.naming.clear();
         self.globals.clear();
         self.packing.clear();
+        self.why.clear();
     }
+
+    /// Why the value that was refused last cannot cross, if that is more than its kind.
+    pub fn why(&self) -> Option<&str> {
+        (!self.why.is_empty()).then_some(&self.why)
+    }
+}
+
+/// An object whose `__msys_pack` is called, or whose packed value is being written.
+#[derive(Clone, Copy, Debug)]
+struct Packing {
+    ordinal: u32,
+    /// Its stack index.
+    at: c_int,
 }
 
 /// A cell met before.
@@ -159,8 +176,8 @@ struct Encoder<'a> {
     mutable: bool,
     /// Tables were written, which may be modules by now.
     has_tables: bool,
-    /// Which name is next: of which of the codes that see globals, and which of its names.
-    next_name: (usize, usize),
+    /// Which of the names of globals is next.
+    next_name: usize,
     /// The global that is being written: if it cannot cross, it is left out. Lives as long as its code.
     global: Option<*const [u8]>,
     /// Stack index of the table of the job's objects.
@@ -214,7 +231,7 @@ pub unsafe fn encode(
         flags: 0,
         mutable: false,
         has_tables: false,
-        next_name: (0, 0),
+        next_name: 0,
         global: None,
         theirs: 0,
         in_changes: false,
@@ -270,7 +287,7 @@ impl Encoder<'_> {
         self.refusal = None;
         (self.deferred_count, self.deferred_next, self.ordinals, self.cells, self.flags) = (0, 0, 0, 0, 0);
         (self.mutable, self.in_changes, self.root_is_first, self.held_count) = (false, false, false, 0);
-        (self.next_name, self.global) = ((0, 0), None);
+        (self.next_name, self.global) = (0, None);
         // SAFETY: room for the deepest nesting is made before it is used.
         unsafe {
             let top = ffi::lua_gettop(self.state);
@@ -373,9 +390,11 @@ impl Encoder<'_> {
         }
     }
 
+    /// Whatever a message may be allowed, places in it are numbers of 32 bits.
+    #[inline]
     fn check_size(&mut self) -> Step {
         if self.message.bytes.len() > self.request.limit {
-            return self.refuse(Refusal::TooLarge(self.message.bytes.len()));
+            return self.refuse(Refusal::TooLarge);
         }
         Ok(())
     }
@@ -391,8 +410,15 @@ impl Encoder<'_> {
 
     /// Refuses the value at `at`.
     unsafe fn refuse_value(&mut self, at: c_int) -> Step {
-        // SAFETY: as above.
-        unsafe { ffi::lua_pushvalue(self.state, at) };
+        // SAFETY: as above. A kind's name is copied at once.
+        unsafe {
+            if !self.scratch.packing.is_empty() {
+                self.functions.push_kind(self.state, at);
+                let kind = String::from_utf8_lossy(string_at(self.state, -1)).into_owned();
+                return self.refuse_packing(&format!("what its __msys_pack gives cannot be sent: {kind}"));
+            }
+            ffi::lua_pushvalue(self.state, at);
+        }
         self.refuse(if self.in_changes { Refusal::Change } else { Refusal::Value })
     }
 

@@ -108,13 +108,13 @@ impl Encoder<'_> {
                 return Ok(());
             }
             self.has_tables = true;
-            let tag_at = self.number_object(object);
+            let tag_at = self.number_object(object)?;
             if let Purpose::Job { keep: true, .. } = self.request.purpose {
                 let at = self.anchor(frame);
                 self.keep_object(at);
             }
             let flags = if meta.is_null() { 0 } else { tag::META };
-            if self.is_deep(depth) {
+            if self.is_deep(depth)? {
                 let at = self.anchor(frame);
                 self.message.bytes.push(tag::TABLE | flags | tag::DEFERRED);
                 self.defer(at);
@@ -131,7 +131,7 @@ impl Encoder<'_> {
                 self.value(meta_at, depth + 1)?;
                 ffi::lua_settop(self.state, meta_at - 1);
             }
-            self.check_size()
+            Ok(())
         }
     }
 

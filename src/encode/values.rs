@@ -5,10 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{Back, Encoder, Purpose, Step, objects::Seen, tree::Frame};
+use super::{Back, Encoder, Packing, Purpose, Refusal, Step, objects::Seen, tree::Frame};
 use crate::{
     layout::Table,
     luajit::{self, ffi, push_bytes, string_at},
+    usage,
     wire::{MAX_DEPTH, flag, put_string, put_varint, tag},
 };
 
@@ -90,13 +91,13 @@ impl Encoder<'_> {
                 ffi::lua_settop(self.state, top);
                 return self.refuse_unless_named(at);
             }
-            self.begin(object, at);
+            self.begin(object, at)?;
             self.message.bytes.push(tag::CDATA);
             for place in 1..=2 {
                 put_string(&mut self.message.bytes, string_at(self.state, top + place));
             }
             ffi::lua_settop(self.state, top);
-            self.check_size()
+            Ok(())
         }
     }
 
@@ -153,11 +154,12 @@ impl Encoder<'_> {
         }
     }
 
-    /// Whether the object has been written; if so, a reference now is. Raises in an object's own packed value.
+    /// Whether the object has been written; if so, a reference now is. Refused in an object's own packed value.
     pub(super) fn again(&mut self, object: *const c_void) -> Step<bool> {
         let Some(seen) = self.scratch.objects.get(object) else { return Ok(false) };
-        if self.scratch.packing.contains(&seen.ordinal) {
-            self.raise(b"what an object's __msys_pack gives refers to the object itself");
+        if self.scratch.packing.iter().any(|packing| packing.ordinal == seen.ordinal) {
+            // SAFETY: what is being packed is on the stack.
+            unsafe { self.refuse_packing("what its __msys_pack gives refers to the object itself")? };
         }
         if let Some(tag) = self.message.bytes.get_mut(seen.tag_at as usize) {
             *tag |= tag::SHARED;
@@ -200,6 +202,9 @@ impl Encoder<'_> {
             self.globals();
             return true;
         }
+        if name.builtin && matches!(self.request.purpose, Purpose::Job { .. }) && usage::is_reaching(name.field.as_bytes()) {
+            self.flags |= flag::ENV | flag::OPEN_ENV;
+        }
         let out = &mut self.message.bytes;
         out.push(tag::NAMED);
         for part in [&name.module, &name.field] {
@@ -225,8 +230,8 @@ impl Encoder<'_> {
     ///
     /// # Safety
     /// As `value`.
-    pub(super) unsafe fn begin(&mut self, object: *const c_void, at: c_int) -> usize {
-        let tag_at = self.number_object(object);
+    pub(super) unsafe fn begin(&mut self, object: *const c_void, at: c_int) -> Step<usize> {
+        let tag_at = self.number_object(object)?;
         if let Purpose::Job { keep: true, .. } = self.request.purpose {
             /// Behind the encoder.
             const FIRST: c_int = 2;
@@ -237,16 +242,17 @@ impl Encoder<'_> {
                 unsafe { self.keep_object(at) };
             }
         }
-        tag_at
+        Ok(tag_at)
     }
 
-    /// Numbers an object.
+    /// Numbers an object, unless the message is too large already.
     #[inline]
-    pub(super) fn number_object(&mut self, object: *const c_void) -> usize {
+    pub(super) fn number_object(&mut self, object: *const c_void) -> Step<usize> {
+        self.check_size()?;
         let tag_at = self.message.bytes.len();
         self.scratch.objects.insert(object, Seen { ordinal: self.ordinals, tag_at: tag_at as u32 });
         self.ordinals = self.ordinals.wrapping_add(1);
-        tag_at
+        Ok(tag_at)
     }
 
     /// Keeps the object at `at`, the last that was numbered.
@@ -292,35 +298,68 @@ impl Encoder<'_> {
 
     /// An object that packs itself: `__msys_pack` is on top, above the metatable, which are both taken off.
     unsafe fn packed(&mut self, at: c_int, depth: usize) -> Step {
-        // SAFETY: two values become two others, which are taken off at the end. The call may raise.
+        // SAFETY: two values become two others, which are taken off at the end; or the outermost of the objects that are being packed
+        // is refused. Text and name are copied before anything else is called.
         unsafe {
             let value = ffi::lua_gettop(self.state);
+            let object = ffi::lua_topointer(self.state, at);
+            let ordinal = self.ordinals;
+            self.scratch.packing.push(Packing { ordinal, at });
+            if depth >= 2 * MAX_DEPTH {
+                return self.refuse_packing("what its __msys_pack gives is nested too deeply");
+            }
             ffi::luaL_checkstack_(self.state, (MAX_DEPTH * 4) as c_int, c"too many packed objects".as_ptr());
             ffi::lua_pushvalue(self.state, at);
-            ffi::lua_call(self.state, 1, 2);
+            if ffi::lua_pcall(self.state, 1, 2, 0) != ffi::LUA_OK {
+                return self.refuse_raised();
+            }
             let module = if ffi::lua_type(self.state, value + 1) == ffi::LUA_TSTRING {
                 std::str::from_utf8(string_at(self.state, value + 1)).ok()
             } else {
                 None
             };
             let Some(module) = module.filter(|name| !name.is_empty()) else {
-                self.raise(b"__msys_pack must give a value and the name of the module that unpacks it");
+                return self
+                    .refuse_packing("its __msys_pack must give a value and the name of the module that unpacks it");
             };
             if !self.message.modules.iter().any(|known| **known == *module) {
                 self.message.modules.push(Arc::from(module));
             }
-            let object = ffi::lua_topointer(self.state, at);
-            let ordinal = self.ordinals;
-            self.begin(object, at);
+            self.begin(object, at)?;
             self.message.bytes.push(tag::PACKED);
             put_string(&mut self.message.bytes, module.as_bytes());
-            self.scratch.packing.push(ordinal);
             self.hold(value);
             self.value(value, depth + 1)?;
             self.scratch.packing.pop();
             ffi::lua_settop(self.state, value - 2);
-            self.check_size()
+            Ok(())
         }
+    }
+
+    /// Refuses the object whose `__msys_pack` has raised what is on top.
+    unsafe fn refuse_raised(&mut self) -> Step {
+        // SAFETY: a string is copied at once.
+        unsafe {
+            let top = ffi::lua_gettop(self.state);
+            let text = match ffi::lua_type(self.state, top) {
+                ffi::LUA_TSTRING => String::from_utf8_lossy(string_at(self.state, top)).into_owned(),
+                kind => {
+                    let name = std::ffi::CStr::from_ptr(ffi::lua_typename(self.state, kind));
+                    format!("it raised a {}", name.to_string_lossy())
+                }
+            };
+            self.refuse_packing(&format!("its __msys_pack failed: {text}"))
+        }
+    }
+
+    /// Refuses the outermost of the objects that are being packed, for this reason.
+    pub(super) unsafe fn refuse_packing(&mut self, why: &str) -> Step {
+        let at = self.scratch.packing.first().map_or(2, |outermost| outermost.at);
+        self.scratch.why.clear();
+        self.scratch.why.push_str(why);
+        // SAFETY: the object is on the stack at `at`.
+        unsafe { ffi::lua_pushvalue(self.state, at) };
+        self.refuse(if self.in_changes { Refusal::Change } else { Refusal::Value })
     }
 
     /// Keeps what an object has packed itself into, until the message is written: nobody else may, and objects and keys are
@@ -340,14 +379,15 @@ impl Encoder<'_> {
 
     /// Whether the contents of an object at this depth are to be deferred. Those of packed values cannot be: they are
     /// unpacked as soon as they are read.
-    pub(super) fn is_deep(&mut self, depth: usize) -> bool {
+    pub(super) fn is_deep(&mut self, depth: usize) -> Step<bool> {
         if self.scratch.packing.is_empty() {
-            return depth >= MAX_DEPTH;
+            return Ok(depth >= MAX_DEPTH);
         }
         if depth >= 2 * MAX_DEPTH {
-            self.raise(b"what an object's __msys_pack gives is nested too deeply");
+            // SAFETY: what is being packed is on the stack.
+            unsafe { self.refuse_packing("what its __msys_pack gives is nested too deeply")? };
         }
-        false
+        Ok(false)
     }
 
     /// Writes the table at `at`.
@@ -371,9 +411,9 @@ impl Encoder<'_> {
             if meta && self.push_packer(meta_at) {
                 return self.packed(at, depth);
             }
-            let tag_at = self.begin(object, at);
+            let tag_at = self.begin(object, at)?;
             let flags = if meta { tag::META } else { 0 };
-            if self.is_deep(depth) {
+            if self.is_deep(depth)? {
                 if meta {
                     ffi::lua_settop(self.state, -2);
                 }
@@ -387,7 +427,7 @@ impl Encoder<'_> {
                 self.value(meta_at, depth + 1)?;
                 ffi::lua_settop(self.state, meta_at - 1);
             }
-            self.check_size()
+            Ok(())
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use super::{CHANGES, DECODE, ENCODE, pool_of, push_pool, text, vm};
 use crate::{
-    changes,
+    changes::{self, Wanted},
     decode::{self, Role},
     encode::{self, Back, Purpose, Refusal, Request},
     error::Error,
@@ -25,6 +25,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"next", next),
     (c"open", open),
     (c"finish", finish),
+    (c"sent_to", sent_to),
     (c"report", report),
     (c"pack", pack),
     (c"measure", measure),
@@ -52,9 +53,11 @@ const NO_CAPTURE: u32 = 4;
 const NOT_IN_PLACE: u32 = 8;
 /// Of `finish`: the outcome says nothing of the submitter's objects.
 const NO_CHANGES: u32 = 16;
+/// Of both: send nothing, give the message's size, whatever the limit is.
+const MEASURE: u32 = 32;
 
-/// The largest outcome; a closure's limit is its pool's.
-const OUTCOME_LIMIT: usize = 1 << 32;
+/// The largest message that can be written; what a pool takes is at most that.
+const LARGEST: usize = u32::MAX as usize;
 
 /// Slots are array indices from 0; anything else is none.
 ///
@@ -109,20 +112,20 @@ pub(super) unsafe fn decode_onto(
     result
 }
 
-/// Gives `nil, reason, value` for a refusal whose value is on top.
+/// Gives `nil, reason, value, why` for a refusal whose value is on top; `why` is nil where the value's kind says it.
 ///
 /// # Safety
 /// In a C function of ours, after `encode_top` has refused.
-unsafe fn refused(state: *mut lua_State, refusal: Refusal, size_text: impl FnOnce(usize) -> String) -> c_int {
-    // SAFETY: one value is on top; three are given.
+unsafe fn refused(state: *mut lua_State, vm: &Vm, refusal: Refusal, limit: usize) -> c_int {
+    // SAFETY: one value is on top; four are given. Should a push raise, the scratch memory is dropped.
     unsafe {
         let reason: &[u8] = match refusal {
             Refusal::Scan => b"scan",
             Refusal::Value => b"refused",
             Refusal::Change => b"change",
-            Refusal::TooLarge(size) => {
+            Refusal::TooLarge => {
                 ffi::lua_settop(state, -2);
-                push_bytes(state, size_text(size).as_bytes());
+                ffi::lua_pushnumber(state, limit as f64);
                 b"large"
             }
             Refusal::Raised => b"text",
@@ -131,7 +134,13 @@ unsafe fn refused(state: *mut lua_State, refusal: Refusal, size_text: impl FnOnc
         ffi::lua_insert(state, -2);
         push_bytes(state, reason);
         ffi::lua_insert(state, -2);
-        3
+        let scratch = vm.take_scratch();
+        match scratch.encode.why() {
+            Some(why) => push_bytes(state, why.as_bytes()),
+            None => ffi::lua_pushnil(state),
+        }
+        vm.return_scratch(scratch);
+        4
     }
 }
 
@@ -149,7 +158,7 @@ pub(super) unsafe fn failed(state: *mut lua_State, reason: &[u8], text: &str) ->
     }
 }
 
-/// `submit(pool, mode, ticket, slot, name, flags, closure, completion, args…)` → the job's id, or nil, reason, value
+/// `submit(pool, mode, ticket, slot, name, flags, closure, completion, args…)` → the job's id (or size), or nil, reason, value, why
 unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
     const LEADING: c_int = 6;
     // SAFETY: a C function of ours. What cannot be unwound is in `encode_top`; the rest pushes short strings at most.
@@ -182,15 +191,19 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
         }
         let mut job = vm.take_parcel();
         let count = ffi::lua_gettop(state) - LEADING;
-        let limit = pool.config.max_message;
+        let measure = flags & MEASURE != 0;
+        let limit = if measure { LARGEST } else { pool.config.max_message };
         let keep = mode == Mode::Sync && flags & NOT_IN_PLACE == 0;
         let purpose = Purpose::Job { keep, capture: flags & NO_CAPTURE == 0 };
         let request = Request { count, limit, scanned: flags & SCANNED != 0, purpose };
         if let Err(refusal) = encode_top(state, vm, &mut job.value.message, request) {
             vm.return_parcel(job);
-            return refused(state, refusal, |size| {
-                Error::MessageTooLarge { pool: pool.config.name.to_string(), size, limit }.to_string()
-            });
+            return refused(state, vm, refusal, limit);
+        }
+        if measure {
+            ffi::lua_pushnumber(state, job.value.message.bytes.len() as f64);
+            vm.return_parcel(job);
+            return 1;
         }
         job.value.kept = job.value.message.keeps();
         if job.value.kept {
@@ -355,7 +368,7 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `finish(slot, flags, ok, values…)` → true, or nil, reason, value and the job goes on
+/// `finish(slot, flags, ok, values…)` → true (or a size), or nil, reason, value, why and the job goes on
 unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
     // SAFETY: as `open`.
     unsafe {
@@ -371,11 +384,17 @@ unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
         // Nobody reads the results of an asynchronous job.
         if running.job.value.mode != Mode::Async || !ok {
             // A failure of our own making is small, and has to get through.
-            let limit = if ok { vm.message_limit() } else { OUTCOME_LIMIT };
+            let measure = flags & MEASURE != 0;
+            let limit = if ok && !measure { vm.message_limit() } else { LARGEST };
             let scanned = flags & SCANNED != 0;
             if let Err(refusal) = encode_outcome(state, vm, slot, &mut running, flags, Request { count, limit, scanned, purpose: Purpose::Outcome(None) }) {
                 vm.put_running(slot, running);
-                return refused(state, refusal, |size| vm.too_large(size));
+                return refused(state, vm, refusal, limit);
+            }
+            if measure {
+                ffi::lua_pushnumber(state, running.job.value.message.bytes.len() as f64);
+                vm.put_running(slot, running);
+                return 1;
             }
         }
         // What the session's coroutine runs next has nothing to do with this job's environment.
@@ -405,25 +424,59 @@ unsafe fn encode_outcome<'a>(
 ) -> Result<(), Refusal> {
     let origin = running.origin.as_deref().filter(|_| flags & NO_CHANGES == 0);
     if let Some(origin) = origin {
-        let mut scratch = vm.take_scratch();
-        // SAFETY: the table of the slot's objects is the one that belongs to `origin`; the fourth upvalue is the inner function.
-        let changes = unsafe {
-            ffi::lua_checkstack(state, 6);
-            let inner = ffi::lua_upvalueindex(CHANGES);
-            vm.functions.recall(state, vm.functions.theirs, slot as c_int);
-            changes::collect(state, inner, &vm.functions, push_pool, origin, &mut scratch.changes)
-        };
-        vm.return_scratch(scratch);
-        let Ok(changes) = changes else { return Err(Refusal::Raised) };
         // SAFETY: as above.
-        unsafe { vm.functions.recall(state, vm.functions.theirs, slot as c_int) };
-        request.purpose = Purpose::Outcome(Some(Back { origin, changes }));
+        unsafe {
+            let changes = collect(state, vm, slot, origin, Wanted::Changes).map_err(|changes::Raised| Refusal::Raised)?;
+            vm.functions.recall(state, vm.functions.theirs, slot as c_int);
+            request.purpose = Purpose::Outcome(Some(Back { origin, changes }));
+        }
     }
     // SAFETY: the caller's promise.
     unsafe { encode_top(state, vm, &mut running.job.value.message, request) }
 }
 
-/// `report(slot or nil, scanned, false, error, info)` → true, or nil, reason, value
+/// Collects what is wanted of the job in `slot`, which came in `origin`.
+///
+/// # Safety
+/// In a C function of ours.
+unsafe fn collect(
+    state: *mut lua_State,
+    vm: &Vm,
+    slot: usize,
+    origin: &Origin,
+    wanted: Wanted,
+) -> Result<c_int, changes::Raised> {
+    let mut scratch = vm.take_scratch();
+    // SAFETY: the table of the slot's objects is the one that belongs to `origin`; the fourth upvalue is the inner function.
+    let collected = unsafe {
+        ffi::lua_checkstack(state, 6);
+        let inner = ffi::lua_upvalueindex(CHANGES);
+        vm.functions.recall(state, vm.functions.theirs, slot as c_int);
+        changes::collect(state, inner, &vm.functions, push_pool, origin, &mut scratch.changes, wanted)
+    };
+    vm.return_scratch(scratch);
+    collected
+}
+
+/// `sent_to(slot)` → closure, completion and arguments of a job that somebody waits for, as they are now; nothing if nothing of
+/// them can have changed
+unsafe extern "C-unwind" fn sent_to(state: *mut lua_State) -> c_int {
+    // SAFETY: as `open`.
+    unsafe {
+        let vm = vm(state);
+        let slot = ffi::lua_tonumber(state, 1) as usize;
+        ffi::lua_settop(state, 0);
+        let Some(running) = vm.take_running(slot) else { return 0 };
+        let count = match running.origin.as_deref() {
+            Some(origin) => collect(state, vm, slot, origin, Wanted::Roots).unwrap_or(0),
+            None => 0,
+        };
+        vm.put_running(slot, running);
+        count
+    }
+}
+
+/// `report(slot or nil, scanned, false, error, info)` → true, or nil, reason, value, why
 unsafe extern "C-unwind" fn report(state: *mut lua_State) -> c_int {
     // SAFETY: as `open`.
     unsafe {
@@ -432,9 +485,9 @@ unsafe extern "C-unwind" fn report(state: *mut lua_State) -> c_int {
         let scanned = ffi::lua_toboolean(state, 2) != 0;
         let count = ffi::lua_gettop(state) - 2;
         let mut message = Message::default();
-        let request = Request { count, limit: OUTCOME_LIMIT, scanned, purpose: Purpose::Outcome(None) };
+        let request = Request { count, limit: LARGEST, scanned, purpose: Purpose::Outcome(None) };
         if let Err(refusal) = encode_top(state, vm, &mut message, request) {
-            return refused(state, refusal, |size| format!("the error has {size} bytes"));
+            return refused(state, vm, refusal, LARGEST);
         }
         vm.report(slot, message);
         ffi::lua_pushboolean(state, 1);
@@ -442,7 +495,7 @@ unsafe extern "C-unwind" fn report(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `pack(flags, closure)` → true, the message being kept for the next `create`; or nil, reason, value
+/// `pack(flags, closure)` → true, the message being kept for the next `create`; or nil, reason, value, why
 unsafe extern "C-unwind" fn pack(state: *mut lua_State) -> c_int {
     // SAFETY: as `open`.
     unsafe {
@@ -450,9 +503,9 @@ unsafe extern "C-unwind" fn pack(state: *mut lua_State) -> c_int {
         let flags = ffi::lua_tonumber(state, 1) as u32;
         let mut message = Message::default();
         let purpose = Purpose::Job { keep: false, capture: flags & NO_CAPTURE == 0 };
-        let request = Request { count: 1, limit: OUTCOME_LIMIT, scanned: flags & SCANNED != 0, purpose };
+        let request = Request { count: 1, limit: LARGEST, scanned: flags & SCANNED != 0, purpose };
         if let Err(refusal) = encode_top(state, vm, &mut message, request) {
-            return refused(state, refusal, |size| format!("init has {size} bytes"));
+            return refused(state, vm, refusal, LARGEST);
         }
         *vm.packed.borrow_mut() = Some(Arc::new(message));
         ffi::lua_pushboolean(state, 1);
@@ -467,7 +520,7 @@ unsafe extern "C-unwind" fn measure(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         ffi::lua_settop(state, 1);
         let mut message = Message::default();
-        let request = Request { count: 1, limit: usize::MAX, scanned: true, purpose: Purpose::Outcome(None) };
+        let request = Request { count: 1, limit: LARGEST, scanned: true, purpose: Purpose::Outcome(None) };
         if encode_top(state, vm, &mut message, request).is_err() {
             return 0;
         }
@@ -483,7 +536,7 @@ unsafe extern "C-unwind" fn copy(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         let mut job = vm.take_parcel();
         let purpose = Purpose::Job { keep: false, capture: false };
-        let request = Request { count: ffi::lua_gettop(state), limit: usize::MAX, scanned: true, purpose };
+        let request = Request { count: ffi::lua_gettop(state), limit: LARGEST, scanned: true, purpose };
         let encoded = encode_top(state, vm, &mut job.value.message, request);
         let decoded = encoded.is_ok().then(|| decode_onto(state, vm, &job.value.message, Role::Outcome(None)));
         vm.return_parcel(job);

@@ -120,7 +120,7 @@ impl Options {
             backlog: or("backlog", self.backlog, default.backlog, 1, 1 << 30)?,
             when_full: self.when_full.unwrap_or_default(),
             stack_size: or("stack_size", self.stack_size, default.stack_size, 128 << 10, 1 << 30)?,
-            max_message: or("max_message", self.max_message, default.max_message, 64, 1 << 32)?,
+            max_message: or("max_message", self.max_message, default.max_message, 64, (1 << 32) - 1)?,
             init,
             paths,
             name: default.name,
