@@ -39,9 +39,29 @@ pub struct Scratch {
     deferred: Vec<Deferred>,
     /// Cells in order: which function of those kept, and which upvalue of it. Unshared ones are never looked up.
     cells: Vec<(u32, u8)>,
-    /// Of each shape: where its keys begin in the table of keys, and how many there are.
-    shapes: Vec<(u32, u8)>,
+    shapes: Vec<Shape>,
+    /// Source of a constructor.
+    source: Vec<u8>,
 }
+
+/// A list of keys. In the table of shapes, a constructor stands at `first`, if there is one, and the keys behind it.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    first: c_int,
+    len: u8,
+    /// How many tables of it there have been; more than [`OFTEN`] where there is no constructor to be had.
+    uses: u8,
+    constructor: bool,
+}
+
+/// A shape that comes again so often gets a constructor: a Lua function from the values to the table, which LuaJIT copies from one that
+/// has the keys. That costs half of what setting each key does, and ten microseconds for the first.
+const OFTEN: u8 = 16;
+/// More values are not passed to one.
+const MAX_CONSTRUCTED: u8 = 16;
+/// There is room for so many calls of constructors inside each other, with their values, without asking for more.
+const CONSTRUCTED_DEPTH: usize = 8;
+const _: () = assert!((CONSTRUCTED_DEPTH + 1) * (MAX_CONSTRUCTED as usize + 2) <= MAX_DEPTH * 4, "room is made for the values");
 
 #[derive(Clone, Copy, Debug)]
 struct Deferred {
@@ -62,6 +82,8 @@ struct Decoder<'a> {
     deferred_next: usize,
     ordinals: u32,
     keys: c_int,
+    /// A constructor is being called.
+    constructing: bool,
 }
 
 /// Stack places in the inner function, behind its argument: the table of objects that are named again, the environment of
@@ -85,7 +107,7 @@ enum Records {
     /// So many keys and values.
     Keyed(u32),
     /// Values, under a shape's keys.
-    Shaped { first: c_int, len: u8 },
+    Shaped(Shape),
 }
 
 /// Why decoding stopped; a `Copy` type, since it passes frames that LuaJIT may unwind.
@@ -105,8 +127,13 @@ impl From<Malformed> for Stop {
 type Step<T = ()> = Result<T, Stop>;
 
 /// Decoding ended in an error, whose value is on top of the stack.
-#[derive(Clone, Copy, Debug)]
-pub struct Raised;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Raised {
+    /// The message's own, or memory's.
+    Error,
+    /// A hook's, in Lua code of ours that raises nothing: for whoever waits for the hook, such as the user at the keyboard.
+    Hook,
+}
 
 /// Pushes the values of `message`; gives their number, or an error with its value on top of the stack.
 ///
@@ -137,16 +164,17 @@ pub unsafe fn decode(
         deferred_next: 0,
         ordinals: 0,
         keys: 0,
+        constructing: false,
     };
     // SAFETY: pushes within the promised slots, neither of which allocates; the decoder outlives the protected call.
     unsafe {
         let top = ffi::lua_gettop(state);
         ffi::lua_pushvalue(state, inner);
         ffi::lua_pushlightuserdata(state, (&raw mut decoder).cast());
-        if ffi::lua_pcall(state, 1, ffi::LUA_MULTRET, 0) == ffi::LUA_OK {
-            Ok(ffi::lua_gettop(state) - top)
-        } else {
-            Err(Raised)
+        match ffi::lua_pcall(state, 1, ffi::LUA_MULTRET, 0) {
+            ffi::LUA_OK => Ok(ffi::lua_gettop(state) - top),
+            ffi::LUA_ERRRUN if decoder.constructing => Err(Raised::Hook),
+            _ => Err(Raised::Error),
         }
     }
 }
@@ -188,6 +216,7 @@ impl Decoder<'_> {
             if self.keys > MAX_KEYS as c_int {
                 return Err(Stop::Malformed);
             }
+            let objects = self.reader.u32()?;
             let count = self.reader.varint()?;
             if count > self.reader.remaining() as u64 {
                 return Err(Stop::Malformed);
@@ -197,6 +226,12 @@ impl Decoder<'_> {
             ffi::luaL_checkstack_(self.state, room, c"too many values received".as_ptr());
             ffi::lua_settop(self.state, FIRST_KEY + self.keys - 1);
             self.keys = 0;
+            if self.flags & flag::KEEP != 0 {
+                // An object is two bytes at least.
+                let objects = (objects as usize).min(self.reader.remaining() / 2);
+                ffi::lua_createtable(self.state, objects as c_int, 1);
+                ffi::lua_replace(self.state, OBJECTS);
+            }
             self.prepare();
             for _ in 0..count {
                 self.value(0)?;
@@ -638,8 +673,8 @@ impl Decoder<'_> {
         unsafe {
             let (items, records, least) = if tag & tag::SHAPED != 0 {
                 let items = self.reader.varint()?;
-                let (first, len) = self.shape()?;
-                (items, Records::Shaped { first, len }, items.saturating_add(u64::from(len)))
+                let shape = self.shape()?;
+                (items, Records::Shaped(shape), items.saturating_add(u64::from(shape.len)))
             } else {
                 let (items, records) = (u64::from(self.reader.u32()?), self.reader.u32()?);
                 (items, Records::Keyed(records), items + 2 * u64::from(records))
@@ -651,33 +686,92 @@ impl Decoder<'_> {
         }
     }
 
-    /// Reads a shape: where its keys begin, and how many there are. A new one's keys are put into the table.
-    unsafe fn shape(&mut self) -> Step<(c_int, u8)> {
+    /// Reads a shape. A new one's keys are put into the table of shapes.
+    #[inline]
+    unsafe fn shape(&mut self) -> Step<Shape> {
         let number = self.reader.varint()?;
-        let count = self.scratch.shapes.len() as u64;
-        if number <= count {
-            let place = (number as usize).wrapping_sub(1);
-            let (first, len) = self.scratch.shapes.get(place).copied().unwrap_or_default();
-            return Ok((first as c_int, len));
+        if number == 0 {
+            return Ok(Shape { first: 0, len: 0, uses: 0, constructor: false });
         }
+        let place = (number - 1) as usize;
+        let count = self.scratch.shapes.len();
+        // SAFETY: as the caller.
+        unsafe {
+            match self.scratch.shapes.get_mut(place) {
+                Some(shape) if shape.constructor || shape.uses > OFTEN => Ok(*shape),
+                Some(shape) => {
+                    shape.uses += 1;
+                    let shape = *shape;
+                    if shape.uses > OFTEN { self.construct(place, shape) } else { Ok(shape) }
+                }
+                None if place == count && place < MAX_SHAPES => self.new_shape(),
+                None => Err(Stop::Malformed),
+            }
+        }
+    }
+
+    #[cold]
+    unsafe fn new_shape(&mut self) -> Step<Shape> {
         let len = self.reader.u8()?;
-        if number > count + 1 || number > MAX_SHAPES as u64 || !(1..=MAX_SHAPE).contains(&usize::from(len)) {
+        if !(1..=MAX_SHAPE).contains(&usize::from(len)) {
             return Err(Stop::Malformed);
         }
-        let first = self.scratch.shapes.last().map_or(1, |(first, len)| first + u32::from(*len));
+        let first = self.scratch.shapes.last().map_or(1, |last| last.first + c_int::from(last.len) + 1);
         // SAFETY: the table is made when it is first needed; strings are pushed and put into it.
         unsafe {
             if ffi::lua_type(self.state, SHAPES) == ffi::LUA_TNIL {
-                ffi::lua_createtable(self.state, c_int::from(len), 0);
+                ffi::lua_createtable(self.state, c_int::from(len) + 1, 0);
                 ffi::lua_replace(self.state, SHAPES);
             }
-            for place in 0..c_int::from(len) {
+            ffi::lua_pushboolean(self.state, 0);
+            ffi::lua_rawseti_(self.state, SHAPES, first);
+            for place in 1..=c_int::from(len) {
                 push_bytes(self.state, self.reader.string()?);
-                ffi::lua_rawseti_(self.state, SHAPES, first as c_int + place);
+                ffi::lua_rawseti_(self.state, SHAPES, first + place);
             }
         }
-        self.scratch.shapes.push((first, len));
-        Ok((first as c_int, len))
+        let shape = Shape { first, len, uses: 0, constructor: false };
+        self.scratch.shapes.push(shape);
+        Ok(shape)
+    }
+
+    /// Finds or makes a constructor for a shape, if it can have one.
+    #[cold]
+    unsafe fn construct(&mut self, place: usize, mut shape: Shape) -> Step<Shape> {
+        if shape.len > MAX_CONSTRUCTED {
+            return Ok(shape);
+        }
+        let source = &mut self.scratch.source;
+        source.clear();
+        source.extend_from_slice(b"return function(");
+        for value in 1..=shape.len {
+            source.extend_from_slice(if value > 1 { b",v" } else { b"v" });
+            source.extend_from_slice(value.to_string().as_bytes());
+        }
+        source.extend_from_slice(b") return {");
+        // SAFETY: keys are pushed, read and taken off; the source belongs to `decode`'s caller.
+        unsafe {
+            for value in 1..=shape.len {
+                ffi::lua_rawgeti_(self.state, SHAPES, shape.first + c_int::from(value));
+                source.extend_from_slice(b"[\"");
+                for byte in luajit::string_at(self.state, -1) {
+                    source.extend_from_slice(&[b'\\', b'0' + byte / 100, b'0' + byte / 10 % 10, b'0' + byte % 10]);
+                }
+                source.extend_from_slice(b"\"]=v");
+                source.extend_from_slice(value.to_string().as_bytes());
+                source.push(b',');
+                ffi::lua_settop(self.state, -2);
+            }
+            source.extend_from_slice(b"} end");
+            if self.functions.push_constructor(self.state, &self.scratch.source) {
+                ffi::lua_rawseti_(self.state, SHAPES, shape.first);
+                shape.constructor = true;
+            }
+        }
+        if let Some(known) = self.scratch.shapes.get_mut(place) {
+            *known = shape;
+        }
+        Ok(shape)
     }
 
     unsafe fn table(&mut self, tag: u8, depth: usize) -> Step {
@@ -694,12 +788,46 @@ impl Decoder<'_> {
             let head = self.head(tag)?;
             let records = match head.records {
                 Records::Keyed(count) => count as c_int,
-                Records::Shaped { len, .. } => c_int::from(len),
+                Records::Shaped(shape) if shape.constructor && tag & tag::SHARED == 0 && head.items == 0 => {
+                    return self.constructed(tag, shape, depth);
+                }
+                Records::Shaped(shape) => c_int::from(shape.len),
             };
             ffi::lua_createtable(self.state, head.items, records);
             let at = ffi::lua_gettop(self.state);
             self.begin(tag);
             self.contents(at, head, depth)?;
+            self.metatable(at, tag, depth)
+        }
+    }
+
+    /// Pushes a table that a constructor makes. Nothing in it refers to it, so it may come after its values.
+    unsafe fn constructed(&mut self, tag: u8, shape: Shape, depth: usize) -> Step {
+        let ordinal = self.ordinals;
+        self.ordinals = self.ordinals.wrapping_add(1);
+        let kept = self.origin().map(|origin| origin.objects.push(std::ptr::null())).is_some();
+        // SAFETY: room is made for the values; a function and its arguments become a table.
+        unsafe {
+            if depth > CONSTRUCTED_DEPTH {
+                ffi::luaL_checkstack_(self.state, c_int::from(MAX_CONSTRUCTED) + 8, c"too many values received".as_ptr());
+            }
+            ffi::lua_rawgeti_(self.state, SHAPES, shape.first);
+            for _ in 0..shape.len {
+                self.value(depth + 1)?;
+            }
+            self.constructing = true;
+            ffi::lua_call(self.state, c_int::from(shape.len), 1);
+            self.constructing = false;
+            if kept {
+                let object = ffi::lua_topointer(self.state, -1);
+                if let Some(origin) = self.origin()
+                    && let Some(place) = origin.objects.get_mut(ordinal as usize)
+                {
+                    *place = object;
+                }
+                self.keep(ordinal);
+            }
+            let at = ffi::lua_gettop(self.state);
             self.metatable(at, tag, depth)
         }
     }
@@ -719,9 +847,9 @@ impl Decoder<'_> {
                         ffi::lua_rawset(self.state, at);
                     }
                 }
-                Records::Shaped { first, len } => {
-                    for place in 0..c_int::from(len) {
-                        ffi::lua_rawgeti_(self.state, SHAPES, first + place);
+                Records::Shaped(shape) => {
+                    for place in 1..=c_int::from(shape.len) {
+                        ffi::lua_rawgeti_(self.state, SHAPES, shape.first + place);
                         self.value(depth + 1)?;
                         ffi::lua_rawset(self.state, at);
                     }

@@ -22,11 +22,13 @@ use crate::{
     bytecode::{Template, template_source},
     code::Code,
     layout,
-    luajit::{MAX_UPVALUES, ffi, lua_State, push_bytes},
+    luajit::{MAX_UPVALUES, MODE_FUNCTION_OFF, ffi, lua_State, luaJIT_setmode, push_bytes},
 };
 
 /// How many factories a generation holds.
 const GENERATION: usize = 4096;
+/// How many constructors are kept before all are forgotten.
+const CONSTRUCTORS: usize = 1000;
 /// How many codes are remembered as seen before all are forgotten (and scanned for again).
 const SEEN: usize = 65_536;
 
@@ -61,6 +63,9 @@ pub struct Functions {
     pub kept: c_int,
     /// See `kept`.
     pub theirs: c_int,
+    /// Registry reference of the table of constructors by their source, and how many there are.
+    constructors: c_int,
+    constructor_count: Cell<usize>,
     /// Tables may be read as they lie in memory.
     pub direct: bool,
     environments: Cell<Option<Environments>>,
@@ -102,7 +107,11 @@ impl Functions {
             ffi::lua_createtable(state, 0, 0);
             let theirs = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
             let direct = layout::verify(state);
+            ffi::lua_createtable(state, 0, 0);
+            let constructors = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
             Self {
+                constructors,
+                constructor_count: Cell::new(0),
                 direct,
                 kept,
                 theirs,
@@ -405,6 +414,44 @@ impl Functions {
             self.count_loaded(state);
             ffi::lua_call(state, 0, 1);
             ffi::lua_remove(state, -2);
+            true
+        }
+    }
+
+    /// Pushes the function that `source` gives, which makes a table of its arguments; compiled once in the VM. May raise.
+    ///
+    /// # Safety
+    /// As `push_closure`; `source` outlives the call and is not of the caller's frame.
+    pub unsafe fn push_constructor(&self, state: *mut lua_State, source: &[u8]) -> bool {
+        // SAFETY: a table is asked for a key, or given one. A function is left on success, nothing else.
+        unsafe {
+            let top = ffi::lua_gettop(state);
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.constructors);
+            push_bytes(state, source);
+            ffi::lua_pushvalue(state, -1);
+            ffi::lua_rawget_(state, top + 1);
+            if ffi::lua_type(state, -1) != ffi::LUA_TFUNCTION {
+                ffi::lua_settop(state, top + 2);
+                if !load(state, source) || ffi::lua_pcall(state, 0, 1, 0) != ffi::LUA_OK {
+                    ffi::lua_settop(state, top);
+                    return false;
+                }
+                // It is called from C: there is nothing to compile it into.
+                luaJIT_setmode(state, -1, MODE_FUNCTION_OFF);
+                self.constructor_count.set(self.constructor_count.get() + 1);
+                if self.constructor_count.get() > CONSTRUCTORS {
+                    self.constructor_count.set(1);
+                    ffi::lua_createtable(state, 0, 0);
+                    ffi::lua_pushvalue(state, -1);
+                    ffi::lua_rawseti_(state, ffi::LUA_REGISTRYINDEX, self.constructors);
+                    ffi::lua_replace(state, top + 1);
+                }
+                ffi::lua_pushvalue(state, top + 2);
+                ffi::lua_pushvalue(state, top + 3);
+                ffi::lua_rawset(state, top + 1);
+            }
+            ffi::lua_replace(state, top + 1);
+            ffi::lua_settop(state, top + 1);
             true
         }
     }

@@ -14,6 +14,9 @@ pub use mlua::ffi::{self, lua_State};
 /// The most upvalues that a LuaJIT function can have (`LJ_MAX_UPVAL`).
 pub const MAX_UPVALUES: usize = 60;
 
+/// `LUAJIT_MODE_FUNC | LUAJIT_MODE_OFF`.
+pub const MODE_FUNCTION_OFF: c_int = 2;
+
 /// What `lua_type` says of FFI objects.
 pub const LUA_TCDATA: c_int = 10;
 /// Registry names of the Lua functions that take FFI objects apart and make them.
@@ -56,6 +59,8 @@ pub unsafe fn nil_for_nothing(state: *mut lua_State) {
 unsafe extern "C-unwind" {
     /// The identity of upvalue `n` of the function at `idx`: equal for closures that share the cell.
     pub fn lua_upvalueid(L: *mut lua_State, idx: c_int, n: c_int) -> *mut c_void;
+    /// Turns the compiler on or off: for the function at `idx`, with [`MODE_FUNCTION_OFF`].
+    pub fn luaJIT_setmode(L: *mut lua_State, idx: c_int, mode: c_int) -> c_int;
     /// Makes upvalue `n1` of the function at `idx1` refer to the cell of upvalue `n2` of the function at `idx2`.
     pub fn lua_upvaluejoin(L: *mut lua_State, idx1: c_int, n1: c_int, idx2: c_int, n2: c_int);
 }

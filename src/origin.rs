@@ -4,6 +4,8 @@
 
 use std::ffi::c_void;
 
+use crate::wire::{self, LARGE};
+
 /// See the module. The objects themselves are kept alive by a Lua table (`theirs` of `functions`).
 #[derive(Debug, Default)]
 pub struct Origin {
@@ -18,11 +20,10 @@ pub struct Origin {
 impl Origin {
     /// Empties it; memory is kept, unless that is so large that keeping it would be a leak.
     pub fn clear(&mut self) {
-        const KEEP: usize = 64 * 1024;
-        if self.bytes.capacity() > KEEP || self.objects.capacity() > KEEP / 8 {
-            *self = Self::default();
+        wire::empty(&mut self.bytes);
+        if self.objects.capacity() > LARGE / size_of::<*const c_void>() {
+            self.objects = Vec::new();
         }
-        self.bytes.clear();
         self.objects.clear();
         self.cells.clear();
     }

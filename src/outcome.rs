@@ -8,7 +8,7 @@ use crate::wire::{self, Message, tag};
 pub fn failure(message: &mut Message, text: &str, traceback: &str, kind: &str, pool: &str, job: u64) {
     message.clear();
     let out = &mut message.bytes;
-    out.extend([wire::VERSION, 0, 0]);
+    out.extend(wire::HEAD);
     wire::put_varint(out, 3);
     out.push(tag::FALSE);
     string(out, text);

@@ -23,7 +23,7 @@ use crate::{
     sleep::Rank,
     timer::Timers,
     waker::{self, SPINS, Waker},
-    wire::Message,
+    wire::{self, Message},
 };
 
 /// Paths that nobody has told.
@@ -33,6 +33,10 @@ const NO_PATHS: u32 = u32::MAX;
 const JOBS_FIRST: u32 = 31;
 /// How many spare parcels a VM keeps.
 const SPARE: usize = 4096;
+/// How many bytes the buffers of those may have that are not small, together.
+const MOST_LARGE: usize = 8 << 20;
+/// How many spare origins a VM keeps.
+const SPARE_ORIGINS: usize = 4;
 
 /// What [`Vm::next`] found.
 #[derive(Debug)]
@@ -110,6 +114,7 @@ pub struct Vm {
     generation: Cell<u32>,
     ids: RefCell<Ids>,
     spare: RefCell<Vec<Job>>,
+    large: Cell<usize>,
     #[allow(clippy::vec_box, reason = "as `scratch`")]
     origins: RefCell<Vec<Box<Origin>>>,
     #[allow(clippy::vec_box, reason = "taken and given back as boxes: a call moves a pointer, not the maps")]
@@ -159,6 +164,7 @@ impl Vm {
             generation: Cell::new(registry::generation()),
             ids: RefCell::default(),
             spare: RefCell::default(),
+            large: Cell::new(0),
             origins: RefCell::default(),
             scratch: RefCell::default(),
             pools: RefCell::default(),
@@ -188,12 +194,21 @@ impl Vm {
     /// Gives it back.
     pub fn return_origin(&self, mut origin: Box<Origin>) {
         origin.clear();
-        self.origins.borrow_mut().push(origin);
+        let mut origins = self.origins.borrow_mut();
+        // Each may have large buffers; few jobs of one VM are in progress at a time.
+        if origins.len() < SPARE_ORIGINS {
+            origins.push(origin);
+        }
     }
 
     /// An empty parcel.
     pub fn take_parcel(&self) -> Job {
-        self.spare.borrow_mut().pop().unwrap_or_else(new_job)
+        let Some(job) = self.spare.borrow_mut().pop() else { return new_job() };
+        let capacity = job.value.message.bytes.capacity();
+        if capacity > wire::SMALL {
+            self.large.set(self.large.get().saturating_sub(capacity));
+        }
+        job
     }
 
     /// Keeps a parcel whose contents are no longer needed.
@@ -202,6 +217,14 @@ impl Vm {
         if spare.len() < SPARE {
             let parcel = &mut job.value;
             parcel.message.clear();
+            let capacity = parcel.message.bytes.capacity();
+            if capacity > wire::SMALL {
+                if self.large.get() + capacity > MOST_LARGE {
+                    parcel.message.bytes = Vec::new();
+                } else {
+                    self.large.set(self.large.get() + capacity);
+                }
+            }
             parcel.name = None;
             parcel.chain = None;
             parcel.root = None;

@@ -4,7 +4,7 @@
 //! bytes (code, modules to load first) stands beside them in the [`Message`] and is named by its place there.
 //!
 //! ```text
-//! message  = version flags keys:u8  count:varint  value*count  (body | extra)*
+//! message  = version flags keys:u8 objects:u32  count:varint  value*count  (body | extra)*
 //! body     = what was left out of a deferred object, in their order; all that wait stand before the next extra
 //! value    = NIL | FALSE | TRUE | NUMBER f64 | INT i32 | STR8 u8 bytes | STR32 u32 bytes | LIGHT u64
 //!          | KEY bytes | KEYREF u8        a table's string keys: the n-th KEY of a message is KEYREF n later
@@ -41,7 +41,9 @@ use crate::code::Code;
 /// First byte of a message; a change of the format changes it.
 pub const VERSION: u8 = 4;
 /// How many bytes stand before the count of values.
-pub const HEADER: usize = 3;
+pub const HEADER: usize = 7;
+/// A head that says nothing, for what has no more to say.
+pub const HEAD: [u8; HEADER] = [VERSION, 0, 0, 0, 0, 0, 0];
 /// How many objects may be nested before contents are deferred. Two Lua stack slots are needed for each.
 pub const MAX_DEPTH: usize = 48;
 /// How many distinct keys a message numbers: the decoder keeps that many stack slots for them.
@@ -127,7 +129,7 @@ impl Message {
         self.bytes.get(1).is_some_and(|flags| flags & flag::KEEP != 0)
     }
 
-    /// Empties the message and keeps its memory, unless that is so large that keeping it would be a leak.
+    /// Empties the message; its memory is kept: see [`empty`].
     pub fn clear(&mut self) {
         self.clear_values();
         self.codes.clear();
@@ -136,13 +138,23 @@ impl Message {
     /// As [`Message::clear`], but for the codes: whoever has put them in lets go of them when the message is back, so that
     /// their counts stay in that core's cache.
     pub fn clear_values(&mut self) {
-        const KEEP: usize = 64 * 1024;
-        if self.bytes.capacity() > KEEP {
-            self.bytes = Vec::new();
-        } else {
-            self.bytes.clear();
-        }
+        empty(&mut self.bytes);
         self.modules.clear();
+    }
+}
+
+/// What a buffer may have without being counted by whoever keeps it.
+pub const SMALL: usize = 64 * 1024;
+/// What a buffer may have and be kept: memory that has just been used is there at once, and new memory costs more than what is
+/// written into it. A VM keeps few that are not small.
+pub const LARGE: usize = 2 << 20;
+
+/// Empties a buffer and keeps its memory, unless that is too large.
+pub fn empty(bytes: &mut Vec<u8>) {
+    if bytes.capacity() > LARGE {
+        *bytes = Vec::new();
+    } else {
+        bytes.clear();
     }
 }
 

@@ -151,6 +151,7 @@ impl<'a> Collector<'a> {
             self.reader.u8()?;
             self.flags = self.reader.u8()?;
             self.keys = c_int::from(self.reader.u8()?);
+            self.reader.u32()?;
             let count = self.reader.varint()? as c_int;
             let room = count.saturating_add((MAX_DEPTH * 6 + MAX_KEYS + 40) as c_int);
             ffi::luaL_checkstack_(self.state, room, c"too many values".as_ptr());

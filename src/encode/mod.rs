@@ -98,7 +98,7 @@ pub struct Scratch {
     /// Why the refused value cannot cross, if that is more than its kind.
     why: String,
     /// The submitter's objects and cells, by address, once an outcome has asked for one.
-    own: FxHashMap<*const c_void, u32>,
+    own: objects::Objects,
     own_cells: FxHashMap<*const c_void, (u32, u8)>,
 }
 
@@ -114,7 +114,7 @@ impl Scratch {
         }
         self.objects.clear();
         empty(&mut self.cells);
-        empty(&mut self.own);
+        self.own.clear();
         empty(&mut self.own_cells);
         self.keys.clear();
         self.shapes.clear();
@@ -298,7 +298,7 @@ impl Encoder<'_> {
             let back = if let Purpose::Outcome(back) = self.request.purpose { back } else { None };
             self.theirs = top;
             let last = if back.is_some() { top - 2 } else { top };
-            self.message.bytes.extend_from_slice(&[wire::VERSION, 0, 0]);
+            self.message.bytes.extend_from_slice(&wire::HEAD);
             put_varint(&mut self.message.bytes, (last + 1 - first) as u64);
             for at in first..=last {
                 self.value(at, 0)?;
@@ -315,9 +315,10 @@ impl Encoder<'_> {
                 return self.refuse(Refusal::Scan);
             }
             self.settle_flags(first);
-            if let Some([_, flags, keys]) = self.message.bytes.first_chunk_mut::<{ wire::HEADER }>() {
+            if let Some([_, flags, keys, objects @ ..]) = self.message.bytes.first_chunk_mut::<{ wire::HEADER }>() {
                 *flags = self.flags;
                 *keys = self.scratch.keys.len() as u8;
+                *objects = self.ordinals.to_le_bytes();
             }
             self.check_size()
         }

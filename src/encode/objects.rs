@@ -41,6 +41,22 @@ impl Objects {
         self.count = 0;
     }
 
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Adds objects, numbered in their order, to an empty map; null stands for none.
+    pub(super) fn fill(&mut self, objects: &[*const c_void]) {
+        let needed = (objects.len() * 2).next_power_of_two().max(32);
+        if self.entries.len() < needed {
+            self.entries = vec![EMPTY; needed];
+        }
+        for (object, ordinal) in objects.iter().zip(0..).filter(|(object, _)| !object.is_null()) {
+            self.insert(*object, Seen { ordinal, tag_at: 0 });
+        }
+    }
+
     /// Where the object is, or could be; the entries are not empty.
     #[inline]
     fn place(&self, object: *const c_void) -> usize {
@@ -59,17 +75,20 @@ impl Objects {
         self.entries.get(self.place(object)).filter(|entry| !entry.object.is_null()).map(|entry| entry.seen)
     }
 
-    /// Adds an object that is not there.
+    /// Adds an object, or gives what is known of it.
     #[inline]
-    pub(super) fn insert(&mut self, object: *const c_void, seen: Seen) {
+    pub(super) fn insert(&mut self, object: *const c_void, seen: Seen) -> Option<Seen> {
         if self.count * 2 >= self.entries.len() {
             self.grow();
         }
         let place = self.place(object);
-        if let Some(entry) = self.entries.get_mut(place) {
-            *entry = Entry { object, seen };
-            self.count += 1;
+        let entry = self.entries.get_mut(place)?;
+        if !entry.object.is_null() {
+            return Some(entry.seen);
         }
+        *entry = Entry { object, seen };
+        self.count += 1;
+        None
     }
 
     #[cold]
@@ -97,9 +116,11 @@ mod tests {
             let address = |number: usize| (number * 64 + 64) as *const c_void;
             for number in 0..many {
                 assert!(objects.get(address(number)).is_none(), "{number} in round {round}");
-                objects.insert(address(number), Seen { ordinal: number as u32, tag_at: 7 });
+                assert!(objects.insert(address(number), Seen { ordinal: number as u32, tag_at: 7 }).is_none());
             }
             for number in 0..many {
+                let other = Seen { ordinal: 1, tag_at: 1 };
+                assert_eq!(objects.insert(address(number), other).map(|seen| seen.ordinal), Some(number as u32));
                 assert_eq!(objects.get(address(number)).map(|seen| seen.ordinal), Some(number as u32));
             }
             assert!(objects.get(address(many)).is_none());

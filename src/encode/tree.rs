@@ -104,11 +104,11 @@ impl Encoder<'_> {
                 return self.table(at, depth);
             }
             let object = frame.table.cast();
-            if self.again(object)? || self.own(object) || self.named(object) {
+            if self.own(object) || self.named(object) {
                 return Ok(());
             }
+            let Some(tag_at) = self.number_or_refer(object)? else { return Ok(()) };
             self.has_tables = true;
-            let tag_at = self.number_object(object)?;
             if let Purpose::Job { keep: true, .. } = self.request.purpose {
                 let at = self.anchor(frame);
                 self.keep_object(at);
@@ -147,7 +147,7 @@ impl Encoder<'_> {
             if sparse == 0 && let Some(number) = self.scratch.shapes.guess(table.nodes(), depth) {
                 self.shaped(tag_at, items, number);
                 self.items(frame, items, depth)?;
-                return self.values_of(frame, number, depth);
+                return self.values_of(frame, number, items == 0, depth);
             }
             let mut keys = [Slot::NIL; MAX_SHAPE];
             let mut records = records_of(table.nodes(), &mut keys);
@@ -171,7 +171,7 @@ impl Encoder<'_> {
                         Shape::Known(number) => {
                             self.shaped(tag_at, items, number);
                             self.items(frame, items, depth)?;
-                            return self.values_of(frame, number, depth);
+                            return self.values_of(frame, number, items == 0, depth);
                         }
                         Shape::New(number) => {
                             self.shaped(tag_at, items, number);
@@ -180,7 +180,7 @@ impl Encoder<'_> {
                                 put_string(&mut self.message.bytes, layout::bytes(text));
                             }
                             self.items(frame, items, depth)?;
-                            return self.values_of(frame, number, depth);
+                            return self.values_of(frame, number, items == 0, depth);
                         }
                     }
                 }
@@ -212,9 +212,10 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// Writes the values of a table that has this shape's keys.
+    /// Writes the values of a table that has this shape's keys: `surely`, if that has just been found out; but Lua may run
+    /// meanwhile.
     #[inline]
-    unsafe fn values_of(&mut self, frame: &Frame<'_>, shape: u32, depth: usize) -> Step {
+    unsafe fn values_of(&mut self, frame: &Frame<'_>, shape: u32, mut surely: bool, depth: usize) -> Step {
         let mut written = 0;
         // SAFETY: as `body`.
         unsafe {
@@ -223,14 +224,21 @@ impl Encoder<'_> {
                 if node.value.is_nil() {
                     continue;
                 }
-                if self.scratch.shapes.keys(shape).get(written) != Some(&node.key) {
+                if !surely && self.scratch.shapes.keys(shape).get(written) != Some(&node.key) {
                     self.changed();
                 }
                 written += 1;
-                self.slot(node.value, frame, Place::Node(place), depth)?;
+                match node.value.value() {
+                    Value::Number(number) => self.number(number),
+                    Value::String(text) => self.text(layout::bytes(text)),
+                    _ => {
+                        surely = false;
+                        self.slot(node.value, frame, Place::Node(place), depth)?;
+                    }
+                }
             }
         }
-        if self.scratch.shapes.keys(shape).len() != written {
+        if !surely && self.scratch.shapes.keys(shape).len() != written {
             self.changed();
         }
         Ok(())

@@ -13,7 +13,7 @@ use crate::{
     wire::{MAX_DEPTH, flag, put_string, put_varint, tag},
 };
 
-/// More objects of the submitter's are looked up in a map, not one after the other.
+/// More objects of the submitter's are looked up in a map, and not before those.
 const FEW: usize = 16;
 
 impl Encoder<'_> {
@@ -157,6 +157,12 @@ impl Encoder<'_> {
     /// Whether the object has been written; if so, a reference now is. Refused in an object's own packed value.
     pub(super) fn again(&mut self, object: *const c_void) -> Step<bool> {
         let Some(seen) = self.scratch.objects.get(object) else { return Ok(false) };
+        self.refer(seen)?;
+        Ok(true)
+    }
+
+    /// Writes a reference to an object that has been written.
+    fn refer(&mut self, seen: Seen) -> Step {
         if self.scratch.packing.iter().any(|packing| packing.ordinal == seen.ordinal) {
             // SAFETY: what is being packed is on the stack.
             unsafe { self.refuse_packing("what its __msys_pack gives refers to the object itself")? };
@@ -166,7 +172,7 @@ impl Encoder<'_> {
         }
         self.message.bytes.push(tag::REF);
         put_varint(&mut self.message.bytes, u64::from(seen.ordinal));
-        Ok(true)
+        Ok(())
     }
 
     /// Raises.
@@ -181,14 +187,13 @@ impl Encoder<'_> {
     /// Whether the submitter has the object; if so, its number there is written.
     pub(super) fn own(&mut self, object: *const c_void) -> bool {
         let Purpose::Outcome(Some(Back { origin, .. })) = self.request.purpose else { return false };
-        let ordinal = if origin.objects.len() <= FEW {
-            origin.objects.iter().position(|other| *other == object).map(|place| place as u32)
-        } else {
-            if self.scratch.own.is_empty() {
-                self.scratch.own.extend(origin.objects.iter().zip(0..).map(|(object, ordinal)| (*object, ordinal)));
+        let few = origin.objects.iter().take(FEW).position(|other| *other == object);
+        let ordinal = few.map(|place| place as u32).or_else(|| {
+            if origin.objects.len() > FEW && self.scratch.own.is_empty() {
+                self.scratch.own.fill(&origin.objects);
             }
-            self.scratch.own.get(&object).copied()
-        };
+            self.scratch.own.get(object).map(|seen| seen.ordinal)
+        });
         let Some(ordinal) = ordinal else { return false };
         self.message.bytes.push(tag::OWN);
         put_varint(&mut self.message.bytes, u64::from(ordinal));
@@ -253,6 +258,20 @@ impl Encoder<'_> {
         self.scratch.objects.insert(object, Seen { ordinal: self.ordinals, tag_at: tag_at as u32 });
         self.ordinals = self.ordinals.wrapping_add(1);
         Ok(tag_at)
+    }
+
+    /// Numbers an object, and gives its tag's place; or writes a reference to it if it has been written.
+    #[inline]
+    pub(super) fn number_or_refer(&mut self, object: *const c_void) -> Step<Option<usize>> {
+        self.check_size()?;
+        let tag_at = self.message.bytes.len();
+        let new = Seen { ordinal: self.ordinals, tag_at: tag_at as u32 };
+        if let Some(seen) = self.scratch.objects.insert(object, new) {
+            self.refer(seen)?;
+            return Ok(None);
+        }
+        self.ordinals = self.ordinals.wrapping_add(1);
+        Ok(Some(tag_at))
     }
 
     /// Keeps the object at `at`, the last that was numbered.

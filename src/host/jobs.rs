@@ -314,13 +314,18 @@ unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job) -> c_int {
         };
         let kept = job.value.kept.then_some(job.value.ticket);
         let result = decode_onto(state, vm, &job.value.message, Role::Outcome(kept));
+        if result == Err(decode::Raised::Hook) {
+            // The outcome is still to come; what the hook raised is for the code that waits for it.
+            vm.hold(job);
+            ffi::lua_error(state);
+        }
         if let Some(ticket) = kept {
             ffi::lua_pushnil(state);
             vm.functions.store(state, vm.functions.kept, ticket as c_int);
         }
         let count = match result {
             Ok(count) => count,
-            Err(decode::Raised) => {
+            Err(decode::Raised::Error | decode::Raised::Hook) => {
                 // The outcome cannot be had here: that is a failure of its own.
                 ffi::lua_pushboolean(state, 0);
                 ffi::lua_insert(state, -2);
@@ -363,7 +368,7 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         vm.put_running(slot, running);
         match result {
             Ok(count) => count,
-            Err(decode::Raised) => ffi::lua_error(state),
+            Err(decode::Raised::Error | decode::Raised::Hook) => ffi::lua_error(state),
         }
     }
 }

@@ -130,7 +130,7 @@ unsafe extern "C-unwind" fn open_init(state: *mut lua_State) -> c_int {
         drop(message);
         match result {
             Ok(count) => count,
-            Err(Raised) => ffi::lua_error(state),
+            Err(Raised::Error | Raised::Hook) => ffi::lua_error(state),
         }
     }
 }
