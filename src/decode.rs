@@ -84,16 +84,19 @@ struct Decoder<'a> {
     keys: c_int,
     /// A constructor is being called.
     constructing: bool,
+    /// How many changes are to be made.
+    changes: c_int,
 }
 
 /// Stack places in the inner function, behind its argument: the table of objects that are named again, the environment of
-/// functions that have none of their own, the table of the receiver's own objects, that of the shapes' keys (nil where there
-/// is none); the keys.
+/// functions that have none of their own, the table of the receiver's own objects, that of the shapes' keys, that of changes to be
+/// made (nil where there is none); the keys.
 const OBJECTS: c_int = 2;
 const ENVIRONMENT: c_int = 3;
 const OWN: c_int = 4;
 const SHAPES: c_int = 5;
-const FIRST_KEY: c_int = 6;
+const PENDING: c_int = 6;
+const FIRST_KEY: c_int = 7;
 
 /// How much a table has.
 #[derive(Clone, Copy, Debug)]
@@ -165,6 +168,7 @@ pub unsafe fn decode(
         ordinals: 0,
         keys: 0,
         constructing: false,
+        changes: 0,
     };
     // SAFETY: pushes within the promised slots, neither of which allocates; the decoder outlives the protected call.
     unsafe {
@@ -243,6 +247,7 @@ impl Decoder<'_> {
                 }
                 self.extra()?;
             }
+            self.apply()?;
             self.keep_all();
             Ok(count)
         }
@@ -357,6 +362,10 @@ impl Decoder<'_> {
             }
             push_bytes(self.state, name);
             self.value(0)?;
+            if matches!(self.role, Role::Init) {
+                self.functions.offer(self.state, ENVIRONMENT);
+                return Ok(());
+            }
             self.functions.push_globals(self.state);
             ffi::lua_pushvalue(self.state, -3);
             ffi::lua_rawget_(self.state, -2);
@@ -369,7 +378,8 @@ impl Decoder<'_> {
         }
     }
 
-    /// A change of one of the receiver's own objects.
+    /// Reads a change of one of the receiver's own objects, to be made when all have been read: four values in the table of changes,
+    /// the object, the kind of change, a key, a value.
     unsafe fn change(&mut self, tag: u8) -> Step {
         // SAFETY: as `extra`; the type of each object is checked before it is changed.
         unsafe {
@@ -382,48 +392,85 @@ impl Decoder<'_> {
             } else {
                 self.push_own()?;
             }
-            let is = |kind: c_int| ffi::lua_type(self.state, at) == kind;
+            let kind = ffi::lua_type(self.state, at);
             let fits = match tag {
-                tag::SET | tag::SET_META | tag::SET_GLOBAL => is(ffi::LUA_TTABLE),
-                tag::SET_BYTES => is(luajit::LUA_TCDATA),
-                _ => is(ffi::LUA_TFUNCTION) && ffi::lua_iscfunction(self.state, at) == 0,
+                tag::SET | tag::SET_META | tag::SET_GLOBAL => kind == ffi::LUA_TTABLE,
+                tag::SET_BYTES => kind == luajit::LUA_TCDATA,
+                _ => kind == ffi::LUA_TFUNCTION && ffi::lua_iscfunction(self.state, at) == 0,
             };
             if !fits {
                 return Err(Stop::Malformed);
             }
+            ffi::lua_pushnumber(self.state, f64::from(tag));
             match tag {
                 tag::SET | tag::SET_GLOBAL => {
                     self.value(0)?;
+                    let key = ffi::lua_type(self.state, at + 2);
+                    if key == ffi::LUA_TNIL || key == ffi::LUA_TNUMBER && ffi::lua_tonumber(self.state, at + 2).is_nan() {
+                        return Err(Stop::Malformed);
+                    }
                     self.value(0)?;
-                    ffi::lua_rawset(self.state, at);
                 }
                 tag::SET_CELL => {
-                    let upvalue = c_int::from(self.reader.u8()?);
+                    ffi::lua_pushnumber(self.state, f64::from(self.reader.u8()?));
                     self.value(0)?;
-                    if ffi::lua_setupvalue(self.state, at, upvalue).is_null() {
-                        return Err(Stop::Malformed);
-                    }
                 }
                 tag::SET_BYTES => {
-                    let bytes = self.reader.string()?;
-                    ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, luajit::CDATA_FILL.as_ptr());
-                    ffi::lua_pushvalue(self.state, at);
-                    push_bytes(self.state, bytes);
-                    ffi::lua_call(self.state, 2, 0);
+                    ffi::lua_pushnil(self.state);
+                    push_bytes(self.state, self.reader.string()?);
                 }
                 _ => {
+                    ffi::lua_pushnil(self.state);
                     self.value(0)?;
-                    let kind = ffi::lua_type(self.state, -1);
-                    let removed = tag == tag::SET_META && kind == ffi::LUA_TNIL;
-                    if kind != ffi::LUA_TTABLE && !removed {
+                    let kind = ffi::lua_type(self.state, at + 3);
+                    if kind != ffi::LUA_TTABLE && !(tag == tag::SET_META && kind == ffi::LUA_TNIL) {
                         return Err(Stop::Malformed);
                     }
-                    if tag == tag::SET_META {
+                }
+            }
+            if self.changes == 0 {
+                ffi::lua_createtable(self.state, 16, 0);
+                ffi::lua_replace(self.state, PENDING);
+            }
+            for field in (1..=4).rev() {
+                ffi::lua_rawseti_(self.state, PENDING, self.changes * 4 + field);
+            }
+            self.changes += 1;
+            Ok(())
+        }
+    }
+
+    /// Makes the changes that have been read.
+    unsafe fn apply(&mut self) -> Step {
+        // SAFETY: the table holds what `change` has put there, and checked.
+        unsafe {
+            let at = ffi::lua_gettop(self.state) + 1;
+            for change in 0..self.changes {
+                for field in 1..=4 {
+                    ffi::lua_rawgeti_(self.state, PENDING, change * 4 + field);
+                }
+                match ffi::lua_tonumber(self.state, at + 1) as u8 {
+                    tag::SET | tag::SET_GLOBAL => ffi::lua_rawset(self.state, at),
+                    tag::SET_CELL => {
+                        let upvalue = ffi::lua_tonumber(self.state, at + 2) as c_int;
+                        if ffi::lua_setupvalue(self.state, at, upvalue).is_null() {
+                            return Err(Stop::Malformed);
+                        }
+                    }
+                    tag::SET_BYTES => {
+                        ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, luajit::CDATA_FILL.as_ptr());
+                        ffi::lua_pushvalue(self.state, at);
+                        ffi::lua_pushvalue(self.state, at + 3);
+                        ffi::lua_call(self.state, 2, 0);
+                    }
+                    tag::SET_META => {
                         ffi::lua_setmetatable(self.state, at);
-                    } else {
+                    }
+                    _ => {
                         ffi::lua_setfenv(self.state, at);
                     }
                 }
+                ffi::lua_settop(self.state, at - 1);
             }
             Ok(())
         }

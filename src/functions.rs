@@ -211,6 +211,27 @@ impl Functions {
         }
     }
 
+    /// Takes a name and a value off, which an init's environment at `at` has where the VM has no such global. May raise.
+    ///
+    /// # Safety
+    /// As `push_closure`, an environment made for an init at `at`, a string and a value on top.
+    pub unsafe fn offer(&self, state: *mut lua_State, at: c_int) {
+        // SAFETY: such an environment has a metatable with a table of that name; what is pushed is taken off.
+        unsafe {
+            let top = ffi::lua_gettop(state) - 2;
+            if ffi::lua_getmetatable(state, at) != 0 {
+                push_bytes(state, b"sent");
+                ffi::lua_rawget_(state, -2);
+                if ffi::lua_type(state, -1) == ffi::LUA_TTABLE {
+                    ffi::lua_pushvalue(state, top + 1);
+                    ffi::lua_pushvalue(state, top + 2);
+                    ffi::lua_rawset(state, -3);
+                }
+            }
+            ffi::lua_settop(state, top);
+        }
+    }
+
     /// Pushes what the value at `at` is, in words. May raise.
     ///
     /// # Safety

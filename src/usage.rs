@@ -57,6 +57,8 @@ pub struct Usage {
     pub reaches_globals: bool,
     /// It assigns upvalues.
     pub assigns_upvalues: bool,
+    /// Functions that it makes share upvalues with it.
+    pub shares_upvalues: bool,
     /// Fields of its upvalues that it names: should the upvalue be the table of globals, these are names of globals.
     pub fields: Vec<(u8, Box<[u8]>)>,
 }
@@ -111,6 +113,7 @@ impl Usage {
             assigns_globals: true,
             reaches_globals: true,
             assigns_upvalues: true,
+            shares_upvalues: true,
             ..Self::default()
         })
     }
@@ -145,6 +148,7 @@ impl Usage {
                 before = instruction;
             }
             usage.assigns_upvalues = !upvalues.assigned.is_empty();
+            usage.shares_upvalues = upvalues.shared;
             usage.fields = upvalues.fields.iter().map(|(upvalue, name)| (*upvalue as u8, (*name).into())).collect();
             waiting.push(outer(dump, proto, &upvalues)?);
         }
@@ -168,6 +172,8 @@ impl Usage {
 struct Upvalues<'a> {
     assigned: Vec<u16>,
     fields: Vec<(u16, &'a [u8])>,
+    /// A function inside has one of them too.
+    shared: bool,
 }
 
 /// Of what a prototype does with its upvalues, that which concerns its parent's, by their places there.
@@ -182,6 +188,9 @@ fn outer<'a>(dump: &[u8], proto: &Proto, upvalues: &Upvalues<'a>) -> Option<Upva
         Some((description & LOCAL == 0).then_some(description & PLACE))
     };
     let mut theirs = Upvalues::default();
+    for at in 0..descriptions.len() / 2 {
+        theirs.shared |= place(at as u16)?.is_some();
+    }
     for upvalue in &upvalues.assigned {
         theirs.assigned.extend(place(*upvalue)?);
     }
@@ -206,6 +215,7 @@ fn constants<'a>(
         match at.uleb()? {
             0 => {
                 let mut child = waiting.pop()?;
+                upvalues.shared |= child.shared;
                 upvalues.assigned.append(&mut child.assigned);
                 upvalues.fields.append(&mut child.fields);
             }
@@ -250,7 +260,7 @@ mod tests {
     #[test]
     fn what_cannot_be_read_may_do_anything() {
         let usage = Usage::of(b"no dump");
-        assert!(usage.assigns_globals && usage.reaches_globals && usage.assigns_upvalues);
+        assert!(usage.assigns_globals && usage.reaches_globals && usage.assigns_upvalues && usage.shares_upvalues);
         assert!(usage.globals.is_empty());
     }
 

@@ -31,23 +31,88 @@ local globals = package.loaded._G
 ---@type table<table, true>
 local known = setmetatable({}, { __mode = "k" })
 
+--- The metatable of an environment in which a global of the VM's was set to nil, or one left out.
+local function meta_with_less()
+  local meta = { removed = {}, left_out = {} }
+  function meta.__index(_, key)
+    if meta.removed[key] then return nil end
+    local value = globals[key]
+    local text = value == nil and meta.left_out[key]
+    if text then error(("global '%s' did not come along: it cannot be sent (%s)"):format(key, text), 2) end
+    return value
+  end
+  function meta.__newindex(env, key, value)
+    if value == nil then
+      meta.removed[key] = true
+    else
+      rawset(env, key, value)
+    end
+  end
+  return meta
+end
+
 local behind = { __index = globals }
---- What a pool's init assigns is for all that follow.
-local behind_init = { __index = globals, __newindex = globals }
+function behind.__newindex(env, key, value)
+  if value ~= nil then
+    rawset(env, key, value)
+  elseif globals[key] ~= nil then
+    known[env] = true
+    local meta = meta_with_less()
+    meta.removed[key] = true
+    setmetatable(env, meta)
+  end
+end
+
+--- The VM's globals as they were when they were last copied: shared by the environments of which that is true.
+local copied = {}
+
+--- A copy of the globals, for a job that can look at its environment as a table.
+local function copy()
+  local env, fits = {}, true
+  for name, value in next, globals do
+    env[name] = value
+    fits = fits and rawequal(copied[name], value)
+  end
+  if not fits then
+    copied = {}
+    for name, value in next, env do
+      copied[name] = value
+    end
+  end
+  local was = copied
+  env._G = env
+  -- One of its own, since scripts give theirs further fields. What is behind it has been defined since.
+  return setmetatable(env, {
+    copied = was,
+    __index = function(_, key)
+      local value = globals[key]
+      return not rawequal(value, was[key]) and value or nil
+    end,
+  })
+end
+
+--- The environment of a pool's init. What it assigns is for all that follow; what came along is seen where the VM has nothing
+--- of that name.
+local function for_init()
+  local sent = {}
+  return setmetatable({}, {
+    sent = sent,
+    __newindex = globals,
+    __index = function(_, key)
+      local value = globals[key]
+      if value ~= nil then return value end
+      return sent[key]
+    end,
+  })
+end
 
 --- A new environment: one that a job can look at as a table, so that it must look like the globals, or a pool's init's.
 ---@param init boolean
 ---@return table
 function environment.new(init)
-  local env = {}
+  local env = init and for_init() or copy()
   known[env] = true
-  if init then return setmetatable(env, behind_init) end
-  for name, value in next, globals do
-    env[name] = value
-  end
-  env._G = env
-  -- One of its own, since scripts give theirs further fields.
-  return setmetatable(env, { __index = globals })
+  return env
 end
 
 --- Makes reading a global raise, unless this VM has one of that name.
@@ -56,17 +121,28 @@ end
 ---@param why string
 function environment.leave_out(env, name, why)
   local meta = getmetatable(env)
-  known[env] = true
-  if not meta.left_out then
-    local left_out = {}
-    meta = { __newindex = meta.__newindex, left_out = left_out }
+  if meta == behind then
+    meta = meta_with_less()
+    known[env] = true
+    setmetatable(env, meta)
+  elseif not meta.left_out then
+    local index = meta.__index
+    meta.removed, meta.left_out = meta.removed or {}, {}
     function meta.__index(_, key)
-      local value = globals[key]
-      local text = value == nil and left_out[key]
+      local value = index(env, key)
+      local text = value == nil and not meta.removed[key] and meta.left_out[key]
       if text then error(("global '%s' did not come along: it cannot be sent (%s)"):format(key, text), 2) end
       return value
     end
-    setmetatable(env, meta)
+    if not meta.__newindex then
+      function meta.__newindex(_, key, value)
+        if value == nil then
+          meta.removed[key] = true
+        else
+          rawset(env, key, value)
+        end
+      end
+    end
   end
   meta.left_out[name] = why
 end

@@ -20,7 +20,7 @@ jit.off(true, true)
 local scheduler = {}
 
 -- Kinds of events, as in src/host/jobs.rs.
-local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST = 0, 1, 2, 3, 4, 5, 6
+local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST, FAILED = 0, 1, 2, 3, 4, 5, 6, 7
 
 --- What a coroutine yields: a session that waits (with its ticket), one that lets others run, and one that has ended.
 local WAIT, YIELD, DONE = {}, {}, {}
@@ -325,6 +325,13 @@ local function lose_everything()
 end
 scheduler.lose_everything = lose_everything
 
+--- The info table of an outcome that could not be decoded here.
+local function undecoded(err, pool, job)
+  local kind = err == "not enough memory" and "memory" or "unsendable"
+  local _, name = native.find(pool)
+  return { kind = kind, traceback = scheduler.text_of(err), pool = name, job = job }
+end
+
 --- Handles what `next` gave; false when a worker is to end.
 local function handle(kind, ...)
   if kind == OUTCOME then
@@ -339,6 +346,13 @@ local function handle(kind, ...)
     -- If it fails, decoding the event fails, and says which module is not there.
     if not pcall(require, name) then package.loaded[name] = nil end
     native.module_tried(name)
+  elseif kind == FAILED then
+    local ticket, err, pool, job = ...
+    if ticket then
+      complete(ticket, false, err, undecoded(err, pool, job))
+    else
+      report(err, undecoded(err, pool, job))
+    end
   elseif kind == LOST then
     lose_everything()
   elseif kind == END then
@@ -354,6 +368,10 @@ local function pumped(ticket, kind, number, ...)
   if kind == OUTCOME and number == ticket then
     release(ticket)
     return ...
+  elseif kind == FAILED and number == ticket then
+    local err, pool, job = ...
+    release(ticket)
+    return false, err, undecoded(err, pool, job)
   end
   if not handle(kind, number, ...) then error("msys: the pool ends while this job waits", 0) end
   return pump(ticket)

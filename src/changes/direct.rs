@@ -152,7 +152,7 @@ impl Collector<'_> {
         // SAFETY: the table is alive; the slices are read before anything else is done.
         unsafe {
             let nodes = table.nodes();
-            if let Some(node) = nodes.get(*hint as usize).filter(|node| node.key == *key) {
+            if let Some(node) = nodes.get(*hint as usize).filter(|node| node.key == *key && !node.value.is_nil()) {
                 return Some(node.value);
             }
             if nodes.len() > MANY {

@@ -21,9 +21,7 @@ impl Collector<'_> {
             push_bytes(self.state, self.reader.string()?);
             if tag == tag::LEFT_OUT {
                 self.reader.string()?;
-                return Ok(());
-            }
-            if tag != tag::GLOBAL {
+            } else if tag != tag::GLOBAL {
                 return Err(Malformed);
             }
             if ffi::lua_type(self.state, NAMES) == ffi::LUA_TNIL {
@@ -33,30 +31,40 @@ impl Collector<'_> {
             ffi::lua_pushvalue(self.state, name);
             ffi::lua_pushboolean(self.state, 1);
             ffi::lua_rawset(self.state, NAMES);
+            if tag == tag::LEFT_OUT {
+                // If the job has assigned it, that is found among the new ones.
+                ffi::lua_pushvalue(self.state, name);
+                ffi::lua_pushnil(self.state);
+                ffi::lua_rawset(self.state, NAMES);
+                return Ok(());
+            }
             ffi::lua_rawgeti_(self.state, OBJECTS, 0);
             ffi::lua_pushvalue(self.state, name);
             ffi::lua_rawget_(self.state, name + 1);
             ffi::lua_remove(self.state, name + 1);
             let same = self.is_same(name + 1)?;
-            let unset = ffi::lua_type(self.state, name + 1) == ffi::LUA_TNIL && self.has_global(name);
-            if !(same || unset) {
+            if !(same || self.is_own_global(name)) {
                 self.change(tag::SET_GLOBAL, 0);
             }
             Ok(())
         }
     }
 
-    /// Whether this VM has a global of its own by the name at `name`, which then was not set to what came along.
-    unsafe fn has_global(&self, name: c_int) -> bool {
+    /// Whether this VM has a global of its own by the name at `name`, which is why the job did not get the one that came along; and the
+    /// job's, which is behind the name, is that, or nil where it sees this VM's behind its own.
+    unsafe fn is_own_global(&self, name: c_int) -> bool {
         // SAFETY: what is pushed is taken off.
         unsafe {
             let top = ffi::lua_gettop(self.state);
             self.functions.push_globals(self.state);
             ffi::lua_pushvalue(self.state, name);
             ffi::lua_rawget_(self.state, -2);
-            let has = ffi::lua_type(self.state, -1) != ffi::LUA_TNIL;
+            let own = ffi::lua_gettop(self.state);
+            let has = ffi::lua_type(self.state, own) != ffi::LUA_TNIL;
+            let same = ffi::lua_type(self.state, name + 1) == ffi::LUA_TNIL
+                || ffi::lua_rawequal(self.state, name + 1, own) != 0;
             ffi::lua_settop(self.state, top);
-            has
+            has && same
         }
     }
 
@@ -85,11 +93,7 @@ impl Collector<'_> {
                     || ffi::lua_rawequal(self.state, value, environment) != 0
                         && ffi::lua_type(self.state, key) == ffi::LUA_TSTRING
                         && string_at(self.state, key) == b"_G";
-                if ffi::lua_type(self.state, NAMES) == ffi::LUA_TTABLE {
-                    ffi::lua_pushvalue(self.state, key);
-                    ffi::lua_rawget_(self.state, NAMES);
-                    old |= ffi::lua_type(self.state, -1) != ffi::LUA_TNIL;
-                }
+                old |= self.is_named(key);
                 ffi::lua_settop(self.state, value);
                 if !old {
                     ffi::lua_pushvalue(self.state, key);
@@ -98,8 +102,58 @@ impl Collector<'_> {
                 }
                 ffi::lua_settop(self.state, key);
             }
+            self.removed_globals(environment)?;
             ffi::lua_settop(self.state, base);
             Ok(())
+        }
+    }
+    /// Lists the globals that the job has set to nil, and that it saw behind its environment or in a copy there
+    /// (`lua/msys/environment.lua`).
+    unsafe fn removed_globals(&mut self, environment: c_int) -> Step {
+        // SAFETY: what is pushed is taken off by the caller.
+        unsafe {
+            if ffi::lua_getmetatable(self.state, environment) == 0 {
+                return Ok(());
+            }
+            let meta = ffi::lua_gettop(self.state);
+            for field in [&b"removed"[..], b"copied"] {
+                push_bytes(self.state, field);
+                ffi::lua_rawget_(self.state, meta);
+                if ffi::lua_type(self.state, -1) != ffi::LUA_TTABLE {
+                    ffi::lua_settop(self.state, meta);
+                    continue;
+                }
+                let key = meta + 2;
+                ffi::lua_pushnil(self.state);
+                while ffi::lua_next(self.state, meta + 1) != 0 {
+                    ffi::lua_pushvalue(self.state, key);
+                    ffi::lua_rawget_(self.state, environment);
+                    let removed = ffi::lua_type(self.state, -1) == ffi::LUA_TNIL && !self.is_named(key);
+                    ffi::lua_settop(self.state, key);
+                    if removed {
+                        ffi::lua_pushvalue(self.state, key);
+                        ffi::lua_pushnil(self.state);
+                        self.change(tag::SET_GLOBAL, 0);
+                    }
+                }
+                ffi::lua_settop(self.state, meta);
+            }
+            Ok(())
+        }
+    }
+
+    /// Whether a global of the name at `key` came along.
+    unsafe fn is_named(&self, key: c_int) -> bool {
+        // SAFETY: what is pushed is taken off.
+        unsafe {
+            if ffi::lua_type(self.state, NAMES) != ffi::LUA_TTABLE {
+                return false;
+            }
+            ffi::lua_pushvalue(self.state, key);
+            ffi::lua_rawget_(self.state, NAMES);
+            let named = ffi::lua_type(self.state, -1) != ffi::LUA_TNIL;
+            ffi::lua_settop(self.state, -2);
+            named
         }
     }
 }

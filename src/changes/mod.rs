@@ -403,9 +403,11 @@ impl<'a> Collector<'a> {
                 }
                 tag::CDATA => self.cdata(at, ordinal),
                 tag::PACKED => {
-                    // What it was made from is the object's own business.
+                    // What it was made from is the object's own business; but there may be what others see too.
                     self.reader.string()?;
-                    self.skip()
+                    self.push_original()?;
+                    ffi::lua_settop(self.state, -2);
+                    Ok(())
                 }
                 _ => Err(Malformed),
             }

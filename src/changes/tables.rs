@@ -26,6 +26,9 @@ impl Collector<'_> {
         }
         let items = self.reader.varint()? as u32;
         let number = self.reader.varint()? as usize;
+        if number == 0 {
+            return Ok(Head { items, records: 0, shape: 0 });
+        }
         let here = self.reader.remaining();
         if number <= self.scratch.shapes.len() {
             let (first, len, keys_at) = self.scratch.shapes.get(number.wrapping_sub(1)).copied().unwrap_or_default();

@@ -78,7 +78,7 @@ impl Encoder<'_> {
         let Some(usage) = self.message.codes.get(place).map(|code| &raw const *code.usage()) else { return };
         // SAFETY: the message keeps the code, and what has been found out about it stays.
         let usage = unsafe { &*usage };
-        self.mutable |= usage.assigns_upvalues;
+        self.mutable |= usage.assigns_upvalues || usage.shares_upvalues;
         if usage.reaches_globals {
             self.flags |= flag::ENV | flag::OPEN_ENV;
         }

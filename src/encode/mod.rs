@@ -172,7 +172,8 @@ struct Encoder<'a> {
     ordinals: u32,
     cells: u32,
     flags: u8,
-    /// Something in the message can be assigned: a table, or a cell that its function assigns.
+    /// Something of the message can be assigned, or come back as itself: a cell that its function assigns or shares with functions
+    /// that it makes, the closure.
     mutable: bool,
     /// Tables were written, which may be modules by now.
     has_tables: bool,

@@ -170,6 +170,8 @@ impl Encoder<'_> {
         if let Some(tag) = self.message.bytes.get_mut(seen.tag_at as usize) {
             *tag |= tag::SHARED;
         }
+        // The closure of a job, which may come back.
+        self.mutable |= seen.ordinal == 0;
         self.message.bytes.push(tag::REF);
         put_varint(&mut self.message.bytes, u64::from(seen.ordinal));
         Ok(())

@@ -43,6 +43,7 @@ mod kind {
     pub(super) const REQUIRE: f64 = 4.0;
     pub(super) const END: f64 = 5.0;
     pub(super) const LOST: f64 = 6.0;
+    pub(super) const FAILED: f64 = 7.0;
 }
 
 /// Flags of `submit` and `finish`; `lua/msys/submit.lua` and `worker.lua` have the same.
@@ -224,7 +225,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
 
 /// `next(block, deep)` → a kind and what belongs to it:
 /// nothing · job (slot, whether `paths_of` has other paths) · outcome (ticket, values…) · report (false, error, info) · require (name) ·
-/// end · lost
+/// end · lost · failed, of an outcome or report that could not be decoded (ticket or nil, error, pool, job)
 unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; no Rust value is live across a push that can raise but the parcel, which an
     // unwinding would drop with its message.
@@ -325,11 +326,21 @@ unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job) -> c_int {
         }
         let count = match result {
             Ok(count) => count,
+            // The outcome cannot be had here: that is a failure of its own.
             Err(decode::Raised::Error | decode::Raised::Hook) => {
-                // The outcome cannot be had here: that is a failure of its own.
-                ffi::lua_pushboolean(state, 0);
-                ffi::lua_insert(state, -2);
-                2
+                let parcel = &job.value;
+                ffi::lua_pushnumber(state, kind::FAILED);
+                ffi::lua_replace(state, 1);
+                ffi::lua_pushnumber(state, f64::from(parcel.pool));
+                ffi::lua_pushnumber(state, parcel.id as f64);
+                if leading == 1 {
+                    // A report is nobody's.
+                    ffi::lua_pushnil(state);
+                    ffi::lua_insert(state, 2);
+                }
+                let given = ffi::lua_gettop(state);
+                vm.return_parcel(job);
+                return given;
             }
         };
         vm.return_parcel(job);
