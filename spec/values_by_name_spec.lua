@@ -37,6 +37,16 @@ describe("the standard library", function()
     end)
   end
 
+  for _, field in ipairs { "loaded", "preload", "loaders" } do
+    it(("crosses as that of the other VM: package.%s"):format(field), function()
+      local tbl = package[field]
+      assert.is_true((run(function(given)
+        return tbl == package[field] and given[1] == tbl
+      end, { tbl })))
+      assert.equal(tbl, (echo(tbl)))
+    end)
+  end
+
   it("crosses in any place of a message", function()
     local rep, lib, globals = string.rep, string, _G
     local function is_right(tbl, key_of)

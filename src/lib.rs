@@ -12,7 +12,7 @@ macro_rules! without_loom {
 }
 
 pub(crate) mod sync;
-without_loom! { luajit layout error bytecode usage code wire outcome }
+without_loom! { luajit layout memory error bytecode usage code wire outcome }
 pub mod waker;
 pub mod mailbox;
 pub mod sleep;

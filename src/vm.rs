@@ -5,6 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -17,6 +18,7 @@ use crate::{
     functions::Functions,
     job::{Chain, Ids, Inbox, Job, Kind, Mode, new_job},
     mailbox::{Mailbox, Taken},
+    memory::Memory,
     origin::Origin,
     pool::{self, Load, Pool, Turn, Worker},
     registry,
@@ -83,6 +85,8 @@ pub struct Vm {
     pub functions: Functions,
     /// For a worker: its side of the pool.
     pub worker: Option<Worker>,
+    /// For a worker: its memory.
+    pub memory: Option<Rc<Memory>>,
     /// Modules that it was told to load for the message at hand; if one is still not there, decoding says so.
     pub modules: RefCell<FxHashSet<Arc<str>>>,
     /// A message made for the next `create`.
@@ -139,10 +143,16 @@ pub struct Order {
 
 impl Vm {
     /// A VM around an inbox that this thread (a worker's) or any (a host's) waits on.
-    pub fn new(functions: Functions, inbox: Arc<Inbox>, worker: Option<Worker>) -> Self {
+    pub fn new(
+        functions: Functions,
+        inbox: Arc<Inbox>,
+        worker: Option<Worker>,
+        memory: Option<Rc<Memory>>,
+    ) -> Self {
         Self {
             functions,
             worker,
+            memory,
             modules: RefCell::default(),
             packed: RefCell::default(),
             paths: Cell::new(NO_PATHS),

@@ -3,7 +3,7 @@
 //! `pool` starts threads in [`run`]. The Lua face inside is the one that was compiled into this library, not a file: a
 //! worker finds it wherever the host got it from, and the two never differ in version.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 
 use mlua::{Lua, Table};
 
@@ -12,6 +12,7 @@ use crate::{
     job::Inbox,
     luajit::{ffi, lua_State},
     mailbox::Mailbox,
+    memory::Memory,
     pool::Worker,
     registry,
     vm::Vm,
@@ -45,11 +46,26 @@ pub fn run(worker: Worker) {
         return;
     }
     let pool = Arc::clone(&worker.pool);
+    let limit = pool.config.memory_limit;
+    // SAFETY: a new state of this thread; removed before it is closed.
+    let memory = unsafe { Memory::install(state, limit) };
+    if limit != usize::MAX {
+        // Garbage counts, and LuaJIT does not collect it when memory runs out: so it is not let grow.
+        // SAFETY: as above.
+        unsafe {
+            ffi::lua_gc(state, ffi::LUA_GCSETPAUSE, 100);
+            ffi::lua_gc(state, ffi::LUA_GCSETSTEPMUL, 400);
+        }
+    }
     // The VM goes after its Lua state: finalizers may still call it.
     let mut vm = None;
-    let ended = serve(state, worker, inbox, &mut vm);
-    // SAFETY: the state is this thread's, and no call is under way in it.
-    unsafe { ffi::lua_close(state) };
+    let ended = serve(state, worker, inbox, &memory, &mut vm);
+    // SAFETY: the state is this thread's, and no call is under way in it. Nothing asks for the limit when LuaJIT's own
+    // allocator is back.
+    unsafe {
+        memory.remove(state);
+        ffi::lua_close(state);
+    }
     if let Err(error) = ended {
         let text = format!("a worker of pool '{}' could not run: {error}", pool.config.name);
         pool.fail_queued("error", &text, &text);
@@ -57,7 +73,13 @@ pub fn run(worker: Worker) {
     drop(vm);
 }
 
-fn serve(state: *mut lua_State, worker: Worker, inbox: Arc<Inbox>, place: &mut Option<Box<Vm>>) -> mlua::Result<()> {
+fn serve(
+    state: *mut lua_State,
+    worker: Worker,
+    inbox: Arc<Inbox>,
+    memory: &Rc<Memory>,
+    place: &mut Option<Box<Vm>>,
+) -> mlua::Result<()> {
     // SAFETY: a new state of this thread; opening the libraries is protected by `lua_cpcall`.
     let lua = unsafe {
         unsafe extern "C-unwind" fn open(state: *mut lua_State) -> std::ffi::c_int {
@@ -69,7 +91,7 @@ fn serve(state: *mut lua_State, worker: Worker, inbox: Arc<Inbox>, place: &mut O
         Lua::get_or_init_from_ptr(state)
     };
     let init = worker.pool.config.init.clone();
-    let vm = place.insert(Box::new(Vm::new(host::functions_of(lua)?, inbox, Some(worker))));
+    let vm = place.insert(Box::new(Vm::new(host::functions_of(lua)?, inbox, Some(worker), Some(Rc::clone(memory)))));
     let native = host::open_worker(lua, &raw mut **vm)?;
     let package: Table = lua.globals().get("package")?;
     package.get::<Table>("loaded")?.raw_set("msys.native", native)?;

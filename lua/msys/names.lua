@@ -140,6 +140,11 @@ function names.scan()
     end
   end
   learn(globals, "_G", "", true)
+  -- What a job does with these is meant for its own VM.
+  for _, field in ipairs { "loaded", "preload", "loaders" } do
+    local tbl = package[field]
+    if type(tbl) == "table" then learn(tbl, "package", field, true) end
+  end
   local msys = package.loaded.msys
   if type(msys) == "table" and msys._OSTLS then learn(msys._OSTLS, "msys", "_OSTLS", true) end
   for _, name in ipairs(names.also) do

@@ -60,7 +60,7 @@ local sessions, completions = 0, 0
 local tls_home, main_tls = nil, {}
 
 --- What a worker adds: `start_job(slot)` and `report(err, info)`. A host reports to its handler.
----@type fun(slot: integer, new_paths: boolean), fun(err: any, info: table)
+---@type fun(slot: integer, new_paths: boolean, short_of_memory: boolean), fun(err: any, info: table)
 local start_job, report
 
 --- A failure inside a session, with the traceback of where it was raised.
@@ -523,9 +523,9 @@ end
 
 --- Sets what a VM does with jobs (workers only) and with failures that nobody waits for.
 ---@param on_report fun(err: any, info: table)
----@param on_job? fun(slot: integer, new_paths: boolean)
+---@param on_job? fun(slot: integer, new_paths: boolean, short_of_memory: boolean)
 function scheduler.setup(on_report, on_job)
-  report, start_job = on_report, on_job --[[@as fun(slot: integer, new_paths: boolean)]]
+  report, start_job = on_report, on_job --[[@as fun(slot: integer, new_paths: boolean, short_of_memory: boolean)]]
 end
 
 --- Coroutines of the user's that wait inside msys, and so are not suspended for anybody else.

@@ -99,6 +99,7 @@ local OPTION_TYPES = {
   concurrency = "number",
   init = "function",
   max_message = "number",
+  memory_limit = "number",
   name = "string",
   sessions = "number",
   stack_size = "number",
@@ -135,7 +136,7 @@ function threadpool.create(options)
   local plain = {}
   ---@cast options table<any, any>
   for key, value in pairs(options) do
-    if key == "memory_limit" or key == "interruptible" then
+    if key == "interruptible" then
       error(("msys.threadpool.create: option '%s' is not available yet"):format(key), 2)
     end
     local text = wrong_type(key, value)

@@ -93,10 +93,18 @@ local function too_large(limit, size, slot, pool, ...)
   return "msys.runInPool: " .. refusal.too_large(size, pool, limit, roots)
 end
 
+--- Of a pool with a limit of memory: LuaJIT itself does not do so when the limit is met.
+local function collect_garbage()
+  collectgarbage()
+  native.memory_settled()
+end
+
 --- Sends an outcome; one that cannot cross becomes a failure of kind "unsendable".
 local function finish(flags, slot, ok, ...)
   local sent, reason, value, why = native_finish(slot, flags, ok, ...)
   if sent then
+    -- The memory's limit was met.
+    if reason then collect_garbage() end
     return
   elseif reason == "scan" then
     names.scan()
@@ -172,7 +180,8 @@ local function run_job(slot)
   return ended(session, slot, xpcall(open, failure, session, slot))
 end
 
-local function start_job(slot, new_paths)
+local function start_job(slot, new_paths, short_of_memory)
+  if short_of_memory then collect_garbage() end
   if new_paths then
     local path, cpath = native.paths_of(slot)
     if path then

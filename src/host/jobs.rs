@@ -26,6 +26,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"open", open),
     (c"finish", finish),
     (c"sent_to", sent_to),
+    (c"memory_settled", memory_settled),
     (c"report", report),
     (c"pack", pack),
     (c"measure", measure),
@@ -224,7 +225,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
 }
 
 /// `next(block, deep)` → a kind and what belongs to it:
-/// nothing · job (slot, whether `paths_of` has other paths) · outcome (ticket, values…) · report (false, error, info) · require (name) ·
+/// nothing · job (slot, whether `paths_of` has other paths, whether memory is short) · outcome (ticket, values…) · report (false, error, info) · require (name) ·
 /// end · lost · failed, of an outcome or report that could not be decoded (ticket or nil, error, pool, job)
 unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; no Rust value is live across a push that can raise but the parcel, which an
@@ -243,7 +244,8 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
                 ffi::lua_pushnumber(state, kind::JOB);
                 ffi::lua_pushnumber(state, slot as f64);
                 ffi::lua_pushboolean(state, c_int::from(vm.wants_other_paths(slot)));
-                3
+                ffi::lua_pushboolean(state, c_int::from(vm.memory.as_ref().is_some_and(|memory| memory.is_short())));
+                4
             }
             Next::Signal(ticket) => {
                 ffi::lua_pushnumber(state, kind::OUTCOME);
@@ -384,7 +386,7 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `finish(slot, flags, ok, values…)` → true (or a size), or nil, reason, value, why and the job goes on
+/// `finish(slot, flags, ok, values…)` → true (or a size), whether the memory's limit was met; or nil, reason, value, why and the job goes on
 unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
     // SAFETY: as `open`.
     unsafe {
@@ -422,8 +424,18 @@ unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
         }
         vm.end(slot, running, ok);
         ffi::lua_pushboolean(state, 1);
-        1
+        ffi::lua_pushboolean(state, c_int::from(vm.memory.as_ref().is_some_and(|memory| memory.is_pressed())));
+        2
     }
+}
+
+/// `memory_settled()`: garbage has been collected
+unsafe extern "C-unwind" fn memory_settled(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    if let Some(memory) = unsafe { vm(state) }.memory.as_ref() {
+        memory.settle();
+    }
+    0
 }
 
 /// Encodes a job's outcome, whose values are on top, with what the job has changed of what it was sent.

@@ -61,7 +61,7 @@ pub fn open_host(lua: &Lua, run: fn(Worker)) -> Result<Table> {
     // SAFETY: mlua runs this in protected mode with free stack slots; `Functions` is `Copy` data and empty maps.
     let functions = functions_of(lua)?;
     registry::host_opened(run);
-    let vm = Box::into_raw(Box::new(Vm::new(functions, inbox, None)));
+    let vm = Box::into_raw(Box::new(Vm::new(functions, inbox, None, None)));
     open(lua, vm, true)
 }
 

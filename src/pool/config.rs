@@ -41,6 +41,8 @@ pub struct Options {
     pub stack_size: Option<f64>,
     /// The largest message, in bytes.
     pub max_message: Option<f64>,
+    /// The most memory of a worker's VM, in bytes.
+    pub memory_limit: Option<f64>,
 }
 
 /// Checked options.
@@ -60,6 +62,8 @@ pub struct Config {
     pub stack_size: usize,
     /// In bytes.
     pub max_message: usize,
+    /// In bytes, of each worker's VM; `usize::MAX` for none.
+    pub memory_limit: usize,
     /// Runs once in each new worker VM.
     pub init: Option<Arc<Message>>,
     /// The creator's module paths (see `registry`), which a new worker has for its init.
@@ -77,6 +81,7 @@ impl Config {
             when_full: WhenFull::Wait,
             stack_size: 8 << 20,
             max_message: 1 << 30,
+            memory_limit: usize::MAX,
             init: None,
             paths: u32::MAX,
         }
@@ -121,6 +126,7 @@ impl Options {
             when_full: self.when_full.unwrap_or_default(),
             stack_size: or("stack_size", self.stack_size, default.stack_size, 128 << 10, 1 << 30)?,
             max_message: or("max_message", self.max_message, default.max_message, 64, (1 << 32) - 1)?,
+            memory_limit: or("memory_limit", self.memory_limit, default.memory_limit, 1 << 20, 1 << 46)?,
             init,
             paths,
             name: default.name,

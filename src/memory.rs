@@ -1,0 +1,220 @@
+//! The memory of a worker's VM: a limit, and large blocks that are used again.
+//!
+//! Called by `worker`, which puts a [`Memory`] between LuaJIT and its own allocator. Knows no Lua but the type of an allocator.
+//!
+//! **Large blocks.** LuaJIT maps each block of 128 KiB and more, and unmaps it when it is freed. The system gives such memory page by
+//! page, as it is touched: a new string of 1 MiB costs 600 µs, of which the copying is 30. So some freed blocks are kept.
+//! Sizes between [`LEAST`] and [`MOST`] are rounded up to a few classes, so that any block of a class serves any request of it; what
+//! is beyond a request is not touched, and so is no memory.
+//!
+//! **The limit.** What would exceed it is refused, and LuaJIT raises "not enough memory". It says so without collecting
+//! garbage first: [`Memory::settle`] tells that the worker has done that. Until then there is a reserve, so that the failure
+//! can be reported.
+
+use std::{
+    cell::{Cell, RefCell},
+    ffi::c_void,
+    ptr::null_mut,
+    rc::Rc,
+};
+
+use crate::luajit::{ffi, lua_State};
+
+/// The smallest block that is kept; LuaJIT's own bound for mapping one.
+const LEAST: usize = 128 << 10;
+/// The smallest that is not: beyond this LuaJIT moves mapped pages when a block grows, which is better.
+const MOST: usize = 16 << 20;
+/// How much may be kept.
+const KEPT: usize = 8 << 20;
+
+type Allocate = unsafe extern "C" fn(*mut c_void, *mut c_void, usize, usize) -> *mut c_void;
+
+/// See the module. Of one thread, as its VM is.
+#[derive(Debug)]
+pub struct Memory {
+    inner: Allocate,
+    inner_data: *mut c_void,
+    used: Cell<usize>,
+    limit: usize,
+    /// How much was used when garbage had been collected.
+    live: Cell<usize>,
+    /// The limit was met, and no garbage has been collected since.
+    is_pressed: Cell<bool>,
+    /// Blocks by class, and how much they are together.
+    kept: RefCell<Vec<(usize, *mut c_void)>>,
+    kept_size: Cell<usize>,
+}
+
+/// The size that a request of `size` bytes gets: powers of two, and three steps between them.
+fn class_of(size: usize) -> usize {
+    let step = (size.next_power_of_two() / 8).max(1);
+    size.div_ceil(step) * step
+}
+
+fn is_large(size: usize) -> bool {
+    (LEAST..MOST).contains(&size)
+}
+
+impl Memory {
+    /// Takes the place of the VM's allocator until [`Memory::remove`]; `limit` is in bytes.
+    ///
+    /// # Safety
+    /// `state` is a live VM of this thread that has just been made, so that it has no large block yet. The memory is removed before
+    /// it is closed.
+    pub unsafe fn install(state: *mut lua_State, limit: usize) -> Rc<Self> {
+        let mut inner_data = null_mut();
+        // SAFETY: the caller's promise.
+        let inner = unsafe { ffi::lua_getallocf(state, &mut inner_data) };
+        // SAFETY: asks for numbers.
+        let (kilobytes, bytes) =
+            unsafe { (ffi::lua_gc(state, ffi::LUA_GCCOUNT, 0), ffi::lua_gc(state, ffi::LUA_GCCOUNTB, 0)) };
+        let used = kilobytes as usize * 1024 + bytes as usize;
+        let memory = Rc::new(Self {
+            inner,
+            inner_data,
+            used: Cell::new(used),
+            limit,
+            live: Cell::new(0),
+            is_pressed: Cell::new(false),
+            kept: RefCell::new(Vec::with_capacity(KEPT / LEAST)),
+            kept_size: Cell::new(0),
+        });
+        // SAFETY: the function is for this data; what was allocated before is freed by the same inner allocator.
+        unsafe { ffi::lua_setallocf(state, allocate, Rc::as_ptr(&memory).cast_mut().cast()) };
+        memory
+    }
+
+    /// Gives LuaJIT its own allocator back, which it needs to close the VM.
+    ///
+    /// # Safety
+    /// `state` is the VM that it was installed in.
+    pub unsafe fn remove(&self, state: *mut lua_State) {
+        // SAFETY: the VM's own allocator, which has given all the blocks.
+        unsafe {
+            for (size, block) in self.kept.borrow_mut().drain(..) {
+                (self.inner)(self.inner_data, block, size, 0);
+            }
+            ffi::lua_setallocf(state, self.inner, self.inner_data);
+        }
+    }
+
+    /// Whether so much is used that a job had better not begin before garbage is collected: most of the limit, and much more than was
+    /// left the last time.
+    #[inline]
+    pub fn is_short(&self) -> bool {
+        let used = self.used.get();
+        used > self.limit / 4 * 3 && used > self.live.get().saturating_add(self.limit / 16)
+    }
+
+    /// Whether the limit has been met since garbage was collected last.
+    pub fn is_pressed(&self) -> bool {
+        self.is_pressed.get()
+    }
+
+    /// Garbage has been collected.
+    pub fn settle(&self) {
+        self.is_pressed.set(false);
+        self.live.set(self.used.get());
+    }
+
+    /// Whether the VM may have `more` bytes.
+    #[inline]
+    fn allows(&self, more: usize) -> bool {
+        let wanted = self.used.get().saturating_add(more);
+        if wanted <= self.limit {
+            return true;
+        }
+        // A sixteenth, but enough for a traceback, to say so with.
+        let reserve = (self.limit / 16).max(256 << 10);
+        let was_pressed = self.is_pressed.replace(true);
+        was_pressed && more < LEAST && wanted <= self.limit.saturating_add(reserve)
+    }
+
+    /// A block of a large class.
+    unsafe fn take(&self, size: usize) -> *mut c_void {
+        let class = class_of(size);
+        let mut kept = self.kept.borrow_mut();
+        if let Some(place) = kept.iter().rposition(|(other, _)| *other == class) {
+            self.kept_size.set(self.kept_size.get() - class);
+            return kept.swap_remove(place).1;
+        }
+        // SAFETY: the VM's own allocator is asked for a new block.
+        unsafe { (self.inner)(self.inner_data, null_mut(), 0, class) }
+    }
+
+    /// Keeps a block of a large class, or frees it.
+    unsafe fn give(&self, block: *mut c_void, size: usize) {
+        let class = class_of(size);
+        let mut kept = self.kept.borrow_mut();
+        if self.kept_size.get() + class <= KEPT {
+            self.kept_size.set(self.kept_size.get() + class);
+            kept.push((class, block));
+        } else {
+            // SAFETY: the block came from there.
+            unsafe { (self.inner)(self.inner_data, block, class, 0) };
+        }
+    }
+
+    /// Moves what is in a block to one of another size, one of them being large.
+    unsafe fn resize(&self, block: *mut c_void, old: usize, new: usize) -> *mut c_void {
+        // SAFETY: both blocks have what is copied; a block goes back where it came from.
+        unsafe {
+            if is_large(old) && is_large(new) && class_of(old) == class_of(new) {
+                return block;
+            }
+            let place = if is_large(new) { self.take(new) } else { (self.inner)(self.inner_data, null_mut(), 0, new) };
+            if !place.is_null() {
+                std::ptr::copy_nonoverlapping(block.cast::<u8>(), place.cast::<u8>(), old.min(new));
+                if is_large(old) {
+                    self.give(block, old);
+                } else {
+                    (self.inner)(self.inner_data, block, old, 0);
+                }
+            }
+            place
+        }
+    }
+}
+
+/// What LuaJIT calls for every block.
+///
+/// # Safety
+/// As LuaJIT's allocators; `data` is a [`Memory`].
+unsafe extern "C" fn allocate(data: *mut c_void, block: *mut c_void, old: usize, new: usize) -> *mut c_void {
+    // SAFETY: the memory outlives its use as an allocator. Blocks are LuaJIT's to give.
+    unsafe {
+        let memory = &*data.cast::<Memory>();
+        if new > old && !memory.allows(new - old) {
+            return null_mut();
+        }
+        let given = if !is_large(old) && !is_large(new) {
+            (memory.inner)(memory.inner_data, block, old, new)
+        } else if new == 0 {
+            memory.give(block, old);
+            null_mut()
+        } else if block.is_null() {
+            memory.take(new)
+        } else {
+            memory.resize(block, old, new)
+        };
+        if new == 0 || !given.is_null() {
+            memory.used.set(memory.used.get().wrapping_add(new).wrapping_sub(old));
+        }
+        given
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_holds_its_sizes_and_little_more() {
+        for size in (LEAST..MOST).step_by(4093) {
+            let class = class_of(size);
+            assert!(class >= size && class < size + size / 4, "{size} gets {class}");
+            assert_eq!(class_of(class), class);
+        }
+        assert_eq!(class_of(LEAST), LEAST);
+    }
+}
