@@ -253,7 +253,7 @@ describe("what is refused:", function()
 
   local file = io.stdout
   local unknown =
-    ", expected one of backlog, concurrency, init, max_message, name, sessions, stack_size, when_full"
+    ", expected one of backlog, concurrency, init, max_message, memory_limit, name, sessions, stack_size, when_full"
   local creations = {
     { nil, "options must be a table, got nil" },
     { "fast", "options must be a table, got string" },

@@ -13,6 +13,9 @@ use crate::{
     wire::{self, MAX_DEPTH, MAX_KEYS, MAX_SHAPE, MAX_SHAPES, Malformed, Message, Reader, flag, tag},
 };
 
+/// More strings than a message can lend.
+const MAX_LENT: u64 = i32::MAX as u64 - 1;
+
 /// What a message is to its receiver.
 #[derive(Debug)]
 pub enum Role<'a> {
@@ -171,7 +174,7 @@ pub unsafe fn decode(
         changes: 0,
     };
     // SAFETY: pushes within the promised slots, neither of which allocates; the decoder outlives the protected call.
-    unsafe {
+    let decoded = unsafe {
         let top = ffi::lua_gettop(state);
         ffi::lua_pushvalue(state, inner);
         ffi::lua_pushlightuserdata(state, (&raw mut decoder).cast());
@@ -180,7 +183,11 @@ pub unsafe fn decode(
             ffi::LUA_ERRRUN if decoder.constructing => Err(Raised::Hook),
             _ => Err(Raised::Error),
         }
+    };
+    if decoded.is_err() {
+        message.lent.iter().for_each(|lease| lease.end());
     }
+    decoded
 }
 
 /// The protected part: its argument is the decoder; gives the values or raises.
@@ -316,10 +323,12 @@ impl Decoder<'_> {
                 ffi::lua_setfenv(self.state, -2);
                 ffi::lua_settop(self.state, -2);
             }
-            if self.flags & flag::KEEP == 0 {
+            if self.flags & flag::KEEP == 0 && origin.strings.is_empty() {
                 return;
             }
-            std::mem::swap(&mut origin.cells, &mut self.scratch.cells);
+            if self.flags & flag::KEEP != 0 {
+                std::mem::swap(&mut origin.cells, &mut self.scratch.cells);
+            }
             if ffi::lua_type(self.state, OBJECTS) == ffi::LUA_TNIL {
                 ffi::lua_createtable(self.state, 0, 1);
                 ffi::lua_replace(self.state, OBJECTS);
@@ -513,6 +522,8 @@ impl Decoder<'_> {
                     let pointer = self.reader.u64()? as usize;
                     ffi::lua_pushlightuserdata(self.state, pointer as *mut _);
                 }
+                tag::LENT => return self.lent(),
+                tag::OWN_STRING => return self.own_string(),
                 tag::KEY => {
                     push_bytes(self.state, self.reader.string()?);
                     ffi::lua_pushvalue(self.state, -1);
@@ -541,6 +552,51 @@ impl Decoder<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Pushes a string that was lent; made once, and kept for the outcome, which may speak of it.
+    unsafe fn lent(&mut self) -> Step {
+        let number = usize::try_from(self.reader.varint()?).map_err(|_| Stop::Malformed)?;
+        let message = self.message;
+        let lease = message.lent.get(number).ok_or(Stop::Malformed)?;
+        let Role::Job { origin, .. } = &mut self.role else { return Err(Stop::Malformed) };
+        // SAFETY: a string is pushed. Should that raise, `decode` ends the reading.
+        unsafe {
+            if number < origin.strings.len() {
+                ffi::lua_rawgeti_(self.state, OBJECTS, -1 - number as c_int);
+                return Ok(());
+            }
+            // They are numbered as they are met.
+            if number > origin.strings.len() {
+                return Err(Stop::Malformed);
+            }
+            push_bytes(self.state, &*lease.begin());
+            lease.end();
+            origin.strings.push(luajit::string_at(self.state, -1).as_ptr());
+            if ffi::lua_type(self.state, OBJECTS) == ffi::LUA_TNIL {
+                ffi::lua_createtable(self.state, 0, 2);
+                ffi::lua_replace(self.state, OBJECTS);
+            }
+            ffi::lua_pushvalue(self.state, -1);
+            ffi::lua_rawseti_(self.state, OBJECTS, -1 - number as c_int);
+            Ok(())
+        }
+    }
+
+    /// Pushes a string that was lent to the job and comes back.
+    unsafe fn own_string(&mut self) -> Step {
+        let number = self.reader.varint()?;
+        if number > MAX_LENT {
+            return Err(Stop::Malformed);
+        }
+        // SAFETY: a table is asked for a field, or nothing happens.
+        unsafe {
+            if ffi::lua_type(self.state, OWN) != ffi::LUA_TTABLE {
+                return Err(Stop::Malformed);
+            }
+            ffi::lua_rawgeti_(self.state, OWN, -1 - number as c_int);
+            if ffi::lua_type(self.state, -1) == ffi::LUA_TSTRING { Ok(()) } else { Err(Stop::Malformed) }
+        }
     }
 
     /// Pushes an FFI object, which Lua makes (`lua/msys/cdata.lua`).

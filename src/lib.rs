@@ -12,6 +12,7 @@ macro_rules! without_loom {
 }
 
 pub(crate) mod sync;
+pub mod lease;
 without_loom! { luajit layout memory error bytecode usage code wire outcome }
 pub mod waker;
 pub mod mailbox;

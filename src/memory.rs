@@ -5,7 +5,8 @@
 //! **Large blocks.** LuaJIT maps each block of 128 KiB and more, and unmaps it when it is freed. The system gives such memory page by
 //! page, as it is touched: a new string of 1 MiB costs 600 µs, of which the copying is 30. So some freed blocks are kept.
 //! Sizes between [`LEAST`] and [`MOST`] are rounded up to a few classes, so that any block of a class serves any request of it; what
-//! is beyond a request is not touched, and so is no memory.
+//! is beyond a request is not touched, and so is no memory. LuaJIT's collector goes by small steps, of which a job that is sent a
+//! string of a MiB makes few: [`Memory::is_short`] says when so much is garbage that it had better be collected at once.
 //!
 //! **The limit.** What would exceed it is refused, and LuaJIT raises "not enough memory". It says so without collecting
 //! garbage first: [`Memory::settle`] tells that the worker has done that. Until then there is a reserve, so that the failure
@@ -36,8 +37,11 @@ pub struct Memory {
     inner_data: *mut c_void,
     used: Cell<usize>,
     limit: usize,
-    /// How much was used when garbage had been collected.
+    /// How much large blocks in use have.
+    large: Cell<usize>,
+    /// How much was used when garbage had been collected, and how much of that in large blocks.
     live: Cell<usize>,
+    live_large: Cell<usize>,
     /// The limit was met, and no garbage has been collected since.
     is_pressed: Cell<bool>,
     /// Blocks by class, and how much they are together.
@@ -74,7 +78,9 @@ impl Memory {
             inner_data,
             used: Cell::new(used),
             limit,
-            live: Cell::new(0),
+            large: Cell::new(0),
+            live: Cell::new(used),
+            live_large: Cell::new(0),
             is_pressed: Cell::new(false),
             kept: RefCell::new(Vec::with_capacity(KEPT / LEAST)),
             kept_size: Cell::new(0),
@@ -98,12 +104,13 @@ impl Memory {
         }
     }
 
-    /// Whether so much is used that a job had better not begin before garbage is collected: most of the limit, and much more than was
-    /// left the last time.
+    /// Whether garbage had better be collected before the next job begins: most of the limit is used, and much more than was
+    /// left the last time; or large blocks have come in use that are more than all that was left, and nearly all that are kept.
     #[inline]
     pub fn is_short(&self) -> bool {
-        let used = self.used.get();
-        used > self.limit / 4 * 3 && used > self.live.get().saturating_add(self.limit / 16)
+        let (used, live) = (self.used.get(), self.live.get());
+        let large = self.large.get().saturating_sub(self.live_large.get());
+        large > (KEPT / 4 * 3).max(live) || used > self.limit / 4 * 3 && used > live.saturating_add(self.limit / 16)
     }
 
     /// Whether the limit has been met since garbage was collected last.
@@ -115,6 +122,7 @@ impl Memory {
     pub fn settle(&self) {
         self.is_pressed.set(false);
         self.live.set(self.used.get());
+        self.live_large.set(self.large.get());
     }
 
     /// Whether the VM may have `more` bytes.
@@ -134,17 +142,24 @@ impl Memory {
     unsafe fn take(&self, size: usize) -> *mut c_void {
         let class = class_of(size);
         let mut kept = self.kept.borrow_mut();
-        if let Some(place) = kept.iter().rposition(|(other, _)| *other == class) {
-            self.kept_size.set(self.kept_size.get() - class);
-            return kept.swap_remove(place).1;
+        let block = match kept.iter().rposition(|(other, _)| *other == class) {
+            Some(place) => {
+                self.kept_size.set(self.kept_size.get() - class);
+                kept.swap_remove(place).1
+            }
+            // SAFETY: the VM's own allocator is asked for a new block.
+            None => unsafe { (self.inner)(self.inner_data, null_mut(), 0, class) },
+        };
+        if !block.is_null() {
+            self.large.set(self.large.get() + class);
         }
-        // SAFETY: the VM's own allocator is asked for a new block.
-        unsafe { (self.inner)(self.inner_data, null_mut(), 0, class) }
+        block
     }
 
     /// Keeps a block of a large class, or frees it.
     unsafe fn give(&self, block: *mut c_void, size: usize) {
         let class = class_of(size);
+        self.large.set(self.large.get().saturating_sub(class));
         let mut kept = self.kept.borrow_mut();
         if self.kept_size.get() + class <= KEPT {
             self.kept_size.set(self.kept_size.get() + class);

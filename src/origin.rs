@@ -15,9 +15,16 @@ pub struct Origin {
     pub objects: Vec<*const c_void>,
     /// Its cells in order: the function and which upvalue of it.
     pub cells: Vec<(u32, u8)>,
+    /// The strings made from those that were lent, by the address of their bytes.
+    pub strings: Vec<*const u8>,
 }
 
 impl Origin {
+    /// Whether the job's objects are kept; else it is here for strings alone.
+    pub fn keeps(&self) -> bool {
+        wire::keeps(&self.bytes)
+    }
+
     /// Empties it; memory is kept, unless that is so large that keeping it would be a leak.
     pub fn clear(&mut self) {
         wire::empty(&mut self.bytes);
@@ -26,5 +33,6 @@ impl Origin {
         }
         self.objects.clear();
         self.cells.clear();
+        self.strings.clear();
     }
 }

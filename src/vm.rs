@@ -16,6 +16,7 @@ use crate::{
     changes, decode, encode,
     error::{Error, Result},
     functions::Functions,
+    lease::Lease,
     job::{Chain, Ids, Inbox, Job, Kind, Mode, new_job},
     mailbox::{Mailbox, Taken},
     memory::Memory,
@@ -124,6 +125,8 @@ pub struct Vm {
     #[allow(clippy::vec_box, reason = "taken and given back as boxes: a call moves a pointer, not the maps")]
     scratch: RefCell<Vec<Box<Scratch>>>,
     pools: RefCell<Vec<Option<Arc<Pool>>>>,
+    /// Strings that were lent to jobs whose outcomes have not come, by ticket.
+    leases: RefCell<FxHashMap<u64, Vec<Arc<Lease>>>>,
 }
 
 /// What `submit` is asked for, besides the message.
@@ -178,6 +181,7 @@ impl Vm {
             origins: RefCell::default(),
             scratch: RefCell::default(),
             pools: RefCell::default(),
+            leases: RefCell::default(),
         }
     }
 
@@ -208,6 +212,28 @@ impl Vm {
         // Each may have large buffers; few jobs of one VM are in progress at a time.
         if origins.len() < SPARE_ORIGINS {
             origins.push(origin);
+        }
+    }
+
+    /// Notes what was lent to the job that has this ticket.
+    pub fn lend(&self, ticket: u64, leases: &[Arc<Lease>]) {
+        if !leases.is_empty() {
+            self.leases.borrow_mut().insert(ticket, leases.to_vec());
+        }
+    }
+
+    /// The job's outcome has come: nobody reads what was lent to it.
+    pub fn take_back(&self, ticket: u64) {
+        let mut leases = self.leases.borrow_mut();
+        if !leases.is_empty() {
+            leases.remove(&ticket);
+        }
+    }
+
+    /// Makes all that is lent independent of this VM's memory, which is about to be freed.
+    pub fn withdraw(&self) {
+        for (_, leases) in self.leases.borrow_mut().drain() {
+            leases.iter().for_each(|lease| lease.withdraw());
         }
     }
 
@@ -275,6 +301,8 @@ impl Vm {
         std::mem::forget(self.held.take());
         std::mem::forget(self.taken.replace(Taken::none()));
         self.scheduled.borrow_mut().clear();
+        // In the parent; one that a thread there was reading would never end here.
+        std::mem::forget(self.leases.take());
         if let Ok(waker) = Waker::for_host() {
             // The old one was counted as awake in the parent, and is not dropped here, like all that was under way.
             std::mem::forget(self.inbox.replace(Inbox::new(Mailbox::new(waker))));
@@ -634,6 +662,7 @@ impl Vm {
 impl Drop for Vm {
     /// Jobs that are still in progress end with their VM.
     fn drop(&mut self) {
+        self.withdraw();
         self.inbox.borrow().closed.store(true, Ordering::Release);
         let Some(worker) = &self.worker else { return };
         for running in self.running.get_mut().drain(..).flatten() {

@@ -10,6 +10,7 @@
 //!          | KEY bytes | KEYREF u8        a table's string keys: the n-th KEY of a message is KEYREF n later
 //!          | NAMED str str                a module's field; an empty second name: the module itself
 //!          | POOL u32 | REF ordinal | OWN ordinal
+//!          | LENT number | OWN_STRING number      a long string that stands beside the bytes; one that the job was sent so
 //!          | TABLE+flags [contents [value]]   the metatable behind the contents, where flags say META
 //!          | FUNC+flags code:varint nups:u8 [value] [cell*nups]   the environment first, where flags say ENV
 //!          | CDATA+flags str str            the name of an FFI type of numbers, and the bytes
@@ -36,7 +37,7 @@
 
 use std::sync::Arc;
 
-use crate::code::Code;
+use crate::{code::Code, lease::Lease};
 
 /// First byte of a message; a change of the format changes it.
 pub const VERSION: u8 = 4;
@@ -46,6 +47,8 @@ pub const HEADER: usize = 7;
 pub const HEAD: [u8; HEADER] = [VERSION, 0, 0, 0, 0, 0, 0];
 /// How many objects may be nested before contents are deferred. Two Lua stack slots are needed for each.
 pub const MAX_DEPTH: usize = 48;
+/// How long a string is lent and not copied, in bytes: where copying costs more than keeping account.
+pub const LEND: usize = 64 << 10;
 /// How many distinct keys a message numbers: the decoder keeps that many stack slots for them.
 pub const MAX_KEYS: usize = 100;
 /// How many keys a shape may have: what has more is hardly a record of which there are many.
@@ -92,6 +95,8 @@ pub mod tag {
     pub const SET_ENV: u8 = 23;
     pub const SET_GLOBAL: u8 = 24;
     pub const SET_BYTES: u8 = 25;
+    pub const LENT: u8 = 26;
+    pub const OWN_STRING: u8 = 27;
     pub const TABLE: u8 = 0x40;
     pub const FUNC: u8 = 0x60;
     pub const CDATA: u8 = 0x80;
@@ -116,17 +121,24 @@ pub struct Message {
     pub codes: Vec<Arc<Code>>,
     /// Modules that the receiver loads before it decodes.
     pub modules: Vec<Arc<str>>,
+    /// Strings that stay with the sender until the outcome has come.
+    pub lent: Vec<Arc<Lease>>,
 }
 
 impl Message {
     /// With memory for a small closure: growing there costs more than having it.
     pub fn small() -> Self {
-        Self { bytes: Vec::with_capacity(128), codes: Vec::with_capacity(2), modules: Vec::new() }
+        Self { bytes: Vec::with_capacity(128), codes: Vec::with_capacity(2), modules: Vec::new(), lent: Vec::new() }
+    }
+
+    /// Whether its sender keeps something until the outcome has come: what it may speak of, or what was lent.
+    pub fn has_kept(&self) -> bool {
+        self.keeps() || !self.lent.is_empty()
     }
 
     /// Whether it asks its receiver to keep its objects.
     pub fn keeps(&self) -> bool {
-        self.bytes.get(1).is_some_and(|flags| flags & flag::KEEP != 0)
+        keeps(&self.bytes)
     }
 
     /// Empties the message; its memory is kept: see [`empty`].
@@ -140,7 +152,13 @@ impl Message {
     pub fn clear_values(&mut self) {
         empty(&mut self.bytes);
         self.modules.clear();
+        self.lent.clear();
     }
+}
+
+/// Whether the message with these bytes asks its receiver to keep its objects.
+pub fn keeps(bytes: &[u8]) -> bool {
+    bytes.get(1).is_some_and(|flags| flags & flag::KEEP != 0)
 }
 
 /// What a buffer may have without being counted by whoever keeps it.

@@ -60,6 +60,9 @@ pub fn run(worker: Worker) {
     // The VM goes after its Lua state: finalizers may still call it.
     let mut vm = None;
     let ended = serve(state, worker, inbox, &memory, &mut vm);
+    if let Some(vm) = &vm {
+        vm.withdraw();
+    }
     // SAFETY: the state is this thread's, and no call is under way in it. Nothing asks for the limit when LuaJIT's own
     // allocator is back.
     unsafe {

@@ -1,4 +1,4 @@
-//! loom models of the waker, the mailbox and the sleep protocol: every interleaving of a few threads, within a bound on
+//! loom models of the waker, the mailbox, the sleep protocol and leases: every interleaving of a few threads, within a bound on
 //! preemptions. A lost wake-up shows as a deadlock, which loom reports.
 //!
 //! `make test-loom`, or `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --test loom`.
@@ -14,6 +14,7 @@ use loom::{
     thread,
 };
 use msys::{
+    lease::Lease,
     mailbox::{Mailbox, Node},
     sleep::{Class, Rank, Sleep, Wake},
     waker::Waker,
@@ -318,5 +319,34 @@ fn an_ordinary_job_passes_a_full_worker_by() {
         }
         full.join().unwrap();
         free.join().unwrap();
+    });
+}
+
+#[test]
+fn what_is_lent_is_not_freed_while_it_is_read() {
+    model(3, || {
+        // The sender's memory: 1 while it is there.
+        let memory = Arc::new(AtomicUsize::new(1));
+        let bytes = *b"lent";
+        // SAFETY: the bytes are on this stack, which outlives both threads.
+        let lease = Arc::new(unsafe { Lease::new(&bytes) });
+        let address = bytes.as_ptr().addr();
+        let reader = {
+            let (lease, memory) = (Arc::clone(&lease), Arc::clone(&memory));
+            thread::spawn(move || {
+                let read = lease.begin();
+                if read.cast::<u8>().addr() == address {
+                    assert_eq!(memory.load(Ordering::Relaxed), 1, "read when it was freed");
+                } else {
+                    // SAFETY: the lease's own copy.
+                    assert_eq!(unsafe { &*read }, b"lent");
+                }
+                lease.end();
+            })
+        };
+        lease.withdraw();
+        memory.store(0, Ordering::Relaxed);
+        reader.join().unwrap();
+        assert_ne!(lease.begin().cast::<u8>().addr(), address);
     });
 }

@@ -93,7 +93,7 @@ local function too_large(limit, size, slot, pool, ...)
   return "msys.runInPool: " .. refusal.too_large(size, pool, limit, roots)
 end
 
---- Of a pool with a limit of memory: LuaJIT itself does not do so when the limit is met.
+--- LuaJIT itself does not do so when a limit of memory is met, and is slow to do so after large strings (see src/memory.rs).
 local function collect_garbage()
   collectgarbage()
   native.memory_settled()

@@ -188,6 +188,10 @@ impl Collector<'_> {
                     let was = self.string(tag)?;
                     matches!(now.value(), Value::String(text) if layout::bytes(text) == was)
                 }
+                tag::LENT => {
+                    let was = self.lent()?;
+                    matches!(now.value(), Value::String(text) if layout::bytes(text).as_ptr() == was)
+                }
                 tag::REF => {
                     let ordinal = self.reader.varint()? as usize;
                     let object = self.origin.objects.get(ordinal).copied().unwrap_or(std::ptr::null());

@@ -243,6 +243,10 @@ impl<'a> Collector<'a> {
                     let was = self.string(tag)?;
                     is(ffi::LUA_TSTRING) && string_at(self.state, at) == was
                 }
+                tag::LENT => {
+                    let was = self.lent()?;
+                    is(ffi::LUA_TSTRING) && string_at(self.state, at).as_ptr() == was
+                }
                 tag::LIGHT => {
                     let was = self.reader.u64()?;
                     is(ffi::LUA_TLIGHTUSERDATA) && ffi::lua_touserdata(self.state, at) as u64 == was
@@ -302,6 +306,12 @@ impl<'a> Collector<'a> {
         !object.is_null() && self.origin.objects.get(ordinal as usize) == Some(&object)
     }
 
+    /// The bytes of the string made from one that was lent, by address: the table of objects keeps it.
+    fn lent(&mut self) -> Step<*const u8> {
+        let number = self.reader.varint()? as usize;
+        self.origin.strings.get(number).copied().ok_or(Malformed)
+    }
+
     fn string(&mut self, tag: u8) -> Step<&'a [u8]> {
         let len = if tag == tag::STR8 { usize::from(self.reader.u8()?) } else { self.reader.u32()? as usize };
         self.reader.take(len)
@@ -338,6 +348,10 @@ impl<'a> Collector<'a> {
                 tag::LIGHT => {
                     let pointer = self.reader.u64()? as usize;
                     ffi::lua_pushlightuserdata(self.state, pointer as *mut _);
+                }
+                tag::LENT => {
+                    let number = self.reader.varint()?;
+                    ffi::lua_rawgeti_(self.state, OBJECTS, (-1 as c_int).wrapping_sub(number as c_int));
                 }
                 tag::KEY => {
                     push_bytes(self.state, self.reader.string()?);

@@ -47,6 +47,8 @@ pub enum Purpose<'a> {
         keep: bool,
         /// Globals come along.
         capture: bool,
+        /// Long strings are lent: they are kept too.
+        lend: bool,
     },
     /// A job's outcome.
     Outcome(Option<Back<'a>>),
@@ -171,6 +173,8 @@ struct Encoder<'a> {
     environment: c_int,
     ordinals: u32,
     cells: u32,
+    /// How many bytes have been lent: they count as the message's.
+    lent_size: usize,
     flags: u8,
     /// Something of the message can be assigned, or come back as itself: a cell that its function assigns or shares with functions
     /// that it makes, the closure.
@@ -229,6 +233,7 @@ pub unsafe fn encode(
         environment: 0,
         ordinals: 0,
         cells: 0,
+        lent_size: 0,
         flags: 0,
         mutable: false,
         has_tables: false,
@@ -287,7 +292,7 @@ impl Encoder<'_> {
         self.message.clear_values();
         self.refusal = None;
         (self.deferred_count, self.deferred_next, self.ordinals, self.cells, self.flags) = (0, 0, 0, 0, 0);
-        (self.mutable, self.in_changes, self.root_is_first, self.held_count) = (false, false, false, 0);
+        (self.mutable, self.in_changes, self.root_is_first, self.held_count, self.lent_size) = (false, false, false, 0, 0);
         (self.next_name, self.global) = (0, None);
         // SAFETY: room for the deepest nesting is made before it is used.
         unsafe {
@@ -369,7 +374,7 @@ impl Encoder<'_> {
         // SAFETY: slots made by `message_from`; the table is on its slot, or made now.
         unsafe {
             let has_kept = ffi::lua_type(self.state, self.kept) == ffi::LUA_TTABLE;
-            if !keep || !(has_kept || self.mutable || self.flags & flag::ENV != 0) {
+            if !keep || !(self.ordinals > 1 || self.mutable || self.flags & flag::ENV != 0) {
                 return;
             }
             self.flags |= flag::KEEP;
@@ -395,7 +400,7 @@ impl Encoder<'_> {
     /// Whatever a message may be allowed, places in it are numbers of 32 bits.
     #[inline]
     fn check_size(&mut self) -> Step {
-        if self.message.bytes.len() > self.request.limit {
+        if self.message.bytes.len().saturating_add(self.lent_size) > self.request.limit {
             return self.refuse(Refusal::TooLarge);
         }
         Ok(())

@@ -230,7 +230,7 @@ impl Encoder<'_> {
                 written += 1;
                 match node.value.value() {
                     Value::Number(number) => self.number(number),
-                    Value::String(text) => self.text(layout::bytes(text)),
+                    Value::String(text) if !self.is_special(layout::bytes(text)) => self.text(layout::bytes(text)),
                     _ => {
                         surely = false;
                         self.slot(node.value, frame, Place::Node(place), depth)?;
@@ -286,7 +286,7 @@ impl Encoder<'_> {
         unsafe {
             match slot.value() {
                 Value::Number(number) => self.number(number),
-                Value::String(text) => self.text(layout::bytes(text)),
+                Value::String(text) if !self.is_special(layout::bytes(text)) => self.text(layout::bytes(text)),
                 Value::Nil => self.message.bytes.push(tag::NIL),
                 Value::Boolean(yes) => self.message.bytes.push(if yes { tag::TRUE } else { tag::FALSE }),
                 Value::Table(table) => {
@@ -296,7 +296,7 @@ impl Encoder<'_> {
                         ffi::lua_settop(self.state, inner.at.get() - 1);
                     }
                 }
-                Value::Other => {
+                Value::Other | Value::String(_) => {
                     let at = self.anchor(frame);
                     self.push_place(frame.table, at, place);
                     let top = ffi::lua_gettop(self.state);

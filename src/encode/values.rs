@@ -8,9 +8,10 @@ use std::{
 use super::{Back, Encoder, Packing, Purpose, Refusal, Step, objects::Seen, tree::Frame};
 use crate::{
     layout::Table,
+    lease::Lease,
     luajit::{self, ffi, push_bytes, string_at},
     usage,
-    wire::{MAX_DEPTH, flag, put_string, put_varint, tag},
+    wire::{LEND, MAX_DEPTH, flag, put_string, put_varint, tag},
 };
 
 /// More objects of the submitter's are looked up in a map, and not before those.
@@ -32,7 +33,7 @@ impl Encoder<'_> {
                     self.message.bytes.push(if yes { tag::TRUE } else { tag::FALSE });
                 }
                 ffi::LUA_TNUMBER => self.number(ffi::lua_tonumber(self.state, at)),
-                ffi::LUA_TSTRING => self.string(at),
+                ffi::LUA_TSTRING => self.string(at)?,
                 ffi::LUA_TTABLE => return self.table(at, depth),
                 ffi::LUA_TFUNCTION => return self.function(at, depth),
                 ffi::LUA_TLIGHTUSERDATA => {
@@ -117,10 +118,62 @@ impl Encoder<'_> {
     }
 
     #[inline]
-    unsafe fn string(&mut self, at: c_int) {
+    unsafe fn string(&mut self, at: c_int) -> Step {
         // SAFETY: a string, kept alive by the stack.
-        let bytes = unsafe { string_at(self.state, at) };
-        self.text(bytes);
+        unsafe {
+            let bytes = string_at(self.state, at);
+            if bytes.len() >= LEND && self.lends() {
+                return self.lend(at, bytes);
+            }
+            if bytes.len() >= LEND && self.own_string(bytes) {
+                return Ok(());
+            }
+            self.text(bytes);
+            Ok(())
+        }
+    }
+
+    /// Whether long strings are lent.
+    #[inline]
+    pub(super) fn lends(&self) -> bool {
+        matches!(self.request.purpose, Purpose::Job { lend: true, .. })
+    }
+
+    /// Whether a long string may be written as more than its bytes.
+    #[inline]
+    pub(super) fn is_special(&self, bytes: &[u8]) -> bool {
+        bytes.len() >= LEND
+            && match self.request.purpose {
+                Purpose::Job { lend, .. } => lend,
+                Purpose::Outcome(back) => back.is_some_and(|back| !back.origin.strings.is_empty()),
+            }
+    }
+
+    /// Lends the string at `at`, which is kept at a place below the objects'.
+    unsafe fn lend(&mut self, at: c_int, bytes: &[u8]) -> Step {
+        let known = self.message.lent.iter().position(|lease| lease.is_of(bytes));
+        let number = known.unwrap_or(self.message.lent.len());
+        if known.is_none() {
+            self.lent_size += bytes.len();
+            self.check_size()?;
+            // SAFETY: the table keeps the string until the outcome has come, or the VM ends and withdraws the lease.
+            unsafe {
+                self.keep_at(at, -1 - number as c_int);
+                self.message.lent.push(Arc::new(Lease::new(bytes)));
+            }
+        }
+        self.message.bytes.push(tag::LENT);
+        put_varint(&mut self.message.bytes, number as u64);
+        Ok(())
+    }
+
+    /// Whether the submitter has lent this string; if so, its number there is written.
+    fn own_string(&mut self, bytes: &[u8]) -> bool {
+        let Purpose::Outcome(Some(Back { origin, .. })) = self.request.purpose else { return false };
+        let Some(number) = origin.strings.iter().position(|string| *string == bytes.as_ptr()) else { return false };
+        self.message.bytes.push(tag::OWN_STRING);
+        put_varint(&mut self.message.bytes, number as u64);
+        true
     }
 
     /// Writes a string.
@@ -281,6 +334,12 @@ impl Encoder<'_> {
     /// # Safety
     /// As `value`.
     pub(super) unsafe fn keep_object(&mut self, at: c_int) {
+        // SAFETY: the caller's promise.
+        unsafe { self.keep_at(at, self.ordinals as c_int) };
+    }
+
+    /// Puts the value at `at` at a place of the table of what is kept.
+    unsafe fn keep_at(&mut self, at: c_int, place: c_int) {
         // SAFETY: the table is made when it is first needed.
         unsafe {
             if ffi::lua_type(self.state, self.kept) == ffi::LUA_TNIL {
@@ -288,7 +347,7 @@ impl Encoder<'_> {
                 ffi::lua_replace(self.state, self.kept);
             }
             ffi::lua_pushvalue(self.state, at);
-            ffi::lua_rawseti_(self.state, self.kept, self.ordinals as c_int);
+            ffi::lua_rawseti_(self.state, self.kept, place);
         }
     }
 

@@ -196,7 +196,8 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
         let measure = flags & MEASURE != 0;
         let limit = if measure { LARGEST } else { pool.config.max_message };
         let keep = mode == Mode::Sync && flags & NOT_IN_PLACE == 0;
-        let purpose = Purpose::Job { keep, capture: flags & NO_CAPTURE == 0 };
+        let lend = mode != Mode::Async && !measure;
+        let purpose = Purpose::Job { keep, capture: flags & NO_CAPTURE == 0, lend };
         let request = Request { count, limit, scanned: flags & SCANNED != 0, purpose };
         if let Err(refusal) = encode_top(state, vm, &mut job.value.message, request) {
             vm.return_parcel(job);
@@ -207,9 +208,11 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
             vm.return_parcel(job);
             return 1;
         }
-        job.value.kept = job.value.message.keeps();
+        job.value.kept = job.value.message.has_kept();
         if job.value.kept {
-            vm.functions.store(state, vm.functions.kept, ffi::lua_tonumber(state, 3) as c_int);
+            let ticket = ffi::lua_tonumber(state, 3);
+            vm.functions.store(state, vm.functions.kept, ticket as c_int);
+            vm.lend(ticket as u64, &job.value.message.lent);
         }
         let order = Order {
             mode,
@@ -323,6 +326,7 @@ unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job) -> c_int {
             ffi::lua_error(state);
         }
         if let Some(ticket) = kept {
+            vm.take_back(ticket);
             ffi::lua_pushnil(state);
             vm.functions.store(state, vm.functions.kept, ticket as c_int);
         }
@@ -370,7 +374,7 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         }
         let message = &mut running.job.value.message;
         let mut none = Origin::default();
-        let mut origin = message.keeps().then(|| vm.take_origin());
+        let mut origin = message.has_kept().then(|| vm.take_origin());
         let role = Role::Job { slot, origin: origin.as_deref_mut().unwrap_or(&mut none) };
         let result = decode_onto(state, vm, message, role);
         if let (Some(mut origin), Ok(_)) = (origin, &result) {
@@ -454,7 +458,12 @@ unsafe fn encode_outcome<'a>(
     if let Some(origin) = origin {
         // SAFETY: as above.
         unsafe {
-            let changes = collect(state, vm, slot, origin, Wanted::Changes).map_err(|changes::Raised| Refusal::Raised)?;
+            let changes = if origin.keeps() {
+                collect(state, vm, slot, origin, Wanted::Changes).map_err(|changes::Raised| Refusal::Raised)?
+            } else {
+                ffi::lua_pushnil(state);
+                0
+            };
             vm.functions.recall(state, vm.functions.theirs, slot as c_int);
             request.purpose = Purpose::Outcome(Some(Back { origin, changes }));
         }
@@ -496,8 +505,8 @@ unsafe extern "C-unwind" fn sent_to(state: *mut lua_State) -> c_int {
         ffi::lua_settop(state, 0);
         let Some(running) = vm.take_running(slot) else { return 0 };
         let count = match running.origin.as_deref() {
-            Some(origin) => collect(state, vm, slot, origin, Wanted::Roots).unwrap_or(0),
-            None => 0,
+            Some(origin) if origin.keeps() => collect(state, vm, slot, origin, Wanted::Roots).unwrap_or(0),
+            _ => 0,
         };
         vm.put_running(slot, running);
         count
@@ -530,7 +539,7 @@ unsafe extern "C-unwind" fn pack(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         let flags = ffi::lua_tonumber(state, 1) as u32;
         let mut message = Message::default();
-        let purpose = Purpose::Job { keep: false, capture: flags & NO_CAPTURE == 0 };
+        let purpose = Purpose::Job { keep: false, capture: flags & NO_CAPTURE == 0, lend: false };
         let request = Request { count: 1, limit: LARGEST, scanned: flags & SCANNED != 0, purpose };
         if let Err(refusal) = encode_top(state, vm, &mut message, request) {
             return refused(state, vm, refusal, LARGEST);
@@ -563,7 +572,7 @@ unsafe extern "C-unwind" fn copy(state: *mut lua_State) -> c_int {
     unsafe {
         let vm = vm(state);
         let mut job = vm.take_parcel();
-        let purpose = Purpose::Job { keep: false, capture: false };
+        let purpose = Purpose::Job { keep: false, capture: false, lend: false };
         let request = Request { count: ffi::lua_gettop(state), limit: LARGEST, scanned: true, purpose };
         let encoded = encode_top(state, vm, &mut job.value.message, request);
         let decoded = encoded.is_ok().then(|| decode_onto(state, vm, &job.value.message, Role::Outcome(None)));

@@ -1,0 +1,233 @@
+-- `memory_limit`: what a job may use of its worker's memory, and what is left of a worker whose job has used more.
+
+local helper = require "spec.helper"
+local msys = require "msys"
+
+local describe, it, _, after_each, assert = helper.busted()
+local with_pool = helper.with_pool
+
+local MIB = 2 ^ 20
+
+--- Jobs that need more memory than there is.
+---@type table<string, fun()>
+local gluttons = {
+  ["a table that grows"] = function()
+    local list = {}
+    while true do
+      list[#list + 1] = #list
+    end
+  end,
+  ["many small tables"] = function()
+    local list
+    while true do
+      list = { list }
+    end
+  end,
+  ["strings that are kept"] = function()
+    local list = {}
+    while true do
+      list[#list + 1] = ("x"):rep(1000) .. #list
+    end
+  end,
+  ["a string that is doubled"] = function()
+    local text = "x"
+    while true do
+      text = text .. text
+    end
+  end,
+  ["string.rep"] = function()
+    return #("x"):rep(2 ^ 30)
+  end,
+  ["closures"] = function()
+    local last
+    while true do
+      local before = last
+      last = function()
+        return before
+      end
+    end
+  end,
+  ["coroutines"] = function()
+    local list = {}
+    while true do
+      list[#list + 1] = coroutine.create(print)
+    end
+  end,
+  ["an FFI array"] = function()
+    return require("ffi").new("char[?]", 2 ^ 28)
+  end,
+}
+for what, glutton in pairs(gluttons) do
+  gluttons[what] = setfenv(glutton, _G)
+end
+
+describe("a job that uses more than memory_limit", function()
+  after_each(helper.clean)
+
+  for what, glutton in pairs(gluttons) do
+    it(("ends with kind \"memory\", and its worker goes on: %s"):format(what), function()
+      with_pool({ memory_limit = 8 * MIB }, function(pool)
+        for round = 1, 3 do
+          local ok, err, info = msys.runInPool(pool, glutton)
+          assert.same({ false, "not enough memory", "memory" }, { ok, err, info and info.kind })
+          -- There is room again for what needs half of it.
+          assert.same({ true, 50000, round }, {
+            msys.runInPool(pool, function()
+              local list = {}
+              for i = 1, 50000 do
+                list[i] = { i }
+              end
+              return #list, round
+            end),
+          })
+        end
+        assert.equal(1, pool:stat().threads_started)
+      end)
+    end)
+  end
+
+  it("may see that itself, and go on with less", function()
+    with_pool({ memory_limit = 8 * MIB }, function(pool)
+      local ok, fine, err, after = msys.runInPool(pool, function()
+        local fine, err = pcall(string.rep, "x", 2 ^ 30)
+        return fine, err, ("y"):rep(10)
+      end)
+      assert.same({ true, false, "not enough memory", "yyyyyyyyyy" }, { ok, fine, err, after })
+    end)
+  end)
+
+  it("leaves jobs that wait on the same worker alone", function()
+    with_pool({ memory_limit = 8 * MIB }, function(pool)
+      local others = {}
+      for i = 1, 10 do
+        msys.spawn(function()
+          others[i] = {
+            msys.runInPool(pool, function()
+              local list = { i }
+              msys.sleep(0.05)
+              return list[1]
+            end),
+          }
+        end)
+      end
+      helper.eventually(function()
+        return pool:stat().job_num_running == 10
+      end)
+      local ok, _, info = msys.runInPool(pool, gluttons["many small tables"])
+      assert.same({ false, "memory" }, { ok, info.kind })
+      helper.eventually(function()
+        return #others == 10
+      end)
+      for i = 1, 10 do
+        assert.same({ true, i }, others[i])
+      end
+    end)
+  end)
+
+  it("need not be the one that has left the garbage", function()
+    with_pool({ memory_limit = 8 * MIB }, function(pool)
+      for _ = 1, 200 do
+        local ok, err = msys.runInPool(pool, function()
+          local list = {}
+          for i = 1, 40000 do
+            list[i] = { i }
+          end
+          return #list
+        end)
+        assert.is_true(ok, tostring(err))
+      end
+    end)
+  end)
+end)
+
+describe("a message that does not fit into memory_limit", function()
+  after_each(helper.clean)
+
+  local function big()
+    local list = {}
+    for i = 1, 200000 do
+      list[i] = { i, tostring(i) }
+    end
+    return list
+  end
+  setfenv(big, _G)
+
+  it("is an outcome of kind \"memory\", when it is sent there", function()
+    with_pool({ memory_limit = 8 * MIB }, function(pool)
+      local list = big()
+      for _ = 1, 3 do
+        local ok, err, info = msys.runInPool(pool, function()
+          return #list
+        end)
+        assert.same({ false, "not enough memory", "memory" }, { ok, err, info and info.kind })
+        assert.same({ true, 5 }, { msys.runInPool(pool, function()
+          return 5
+        end) })
+      end
+    end)
+  end)
+
+  it("is one for a long string, too", function()
+    with_pool({ memory_limit = 8 * MIB }, function(pool)
+      local text = ("0123456789abcdef"):rep(2 ^ 20)
+      for _ = 1, 3 do
+        local ok, err, info = msys.runInPool(pool, function()
+          return #text
+        end)
+        assert.same({ false, "not enough memory", "memory" }, { ok, err, info and info.kind })
+      end
+    end)
+  end)
+
+  it("is reported for a job that nobody waits for", function()
+    with_pool({ memory_limit = 8 * MIB }, function(pool)
+      local list = big()
+      local errors = helper.catching(function(errors)
+        msys.runInPool(pool, function()
+          return #list
+        end, true)
+        helper.eventually(function()
+          return errors[1]
+        end)
+      end)
+      assert.same({ "not enough memory", "memory" }, { errors[1].err, errors[1].info.kind })
+    end)
+  end)
+end)
+
+describe("memory_limit", function()
+  after_each(helper.clean)
+
+  it("is each worker's own", function()
+    with_pool({ memory_limit = 16 * MIB, concurrency = 2 }, function(pool)
+      local done = 0
+      helper.in_sessions(2, function()
+        local ok, err = msys.runInPool(pool, function()
+          local list = {}
+          for i = 1, 100000 do
+            list[i] = { i }
+          end
+          return #list
+        end)
+        assert.is_true(ok, tostring(err))
+        done = done + 1
+      end)
+      assert.equal(2, done)
+    end)
+  end)
+
+  it("holds for a pool's init", function()
+    local pool = msys.threadpool.create {
+      name = "spec-glutton",
+      concurrency = 1,
+      memory_limit = 4 * MIB,
+      init = function()
+        return ("x"):rep(2 ^ 24)
+      end,
+    }
+    local ok, err = msys.runInPool(pool, function() end)
+    pool:shutdown()
+    assert.is_false(ok)
+    assert.matches("not enough memory", err, 1, true)
+  end)
+end)
