@@ -115,6 +115,41 @@ describe("two states of one process", function()
     )
   end)
 
+  it("may be one when a long string of the other's is still to be read", function()
+    assert_prints(
+      "800000 0000000b\n",
+      [[
+        local path = os.tmpname()
+        local a, b = open(), open()
+        b([=[
+          local go = ... .. ".go"
+          msys.threadpool.create { name = "busy", concurrency = 1, sessions = 1 }
+          msys.runInPool("busy", function()
+            while not io.open(go) do msys.sleep(0.001) end
+          end, true)
+        ]=], path)
+        a([=[
+          local path, text = ..., ("%08x"):format(11):rep(100000)
+          msys.spawn(function()
+            msys.runInPool("busy", function()
+              local file = io.open(path, "w")
+              file:write(#text, " ", text:sub(1, 8))
+              file:close()
+            end)
+          end)
+          msys.yield()
+        ]=], path)
+        a:close()
+        io.open(path .. ".go", "w"):close()
+        b 'assert(msys.runInPool("busy", function() end))'
+        print(io.open(path):read "*a")
+        os.remove(path)
+        os.remove(path .. ".go")
+        b:close()
+      ]]
+    )
+  end)
+
   it("share no modules and no globals", function()
     assert_prints(
       "nil\n",
