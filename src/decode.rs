@@ -84,7 +84,9 @@ struct Decoder<'a> {
     /// The next of the deferred objects to be filled.
     deferred_next: usize,
     ordinals: u32,
+    /// How many keys have been met, and for how many there are places.
     keys: c_int,
+    key_places: c_int,
     /// A constructor is being called.
     constructing: bool,
     /// How many changes are to be made.
@@ -170,6 +172,7 @@ pub unsafe fn decode(
         deferred_next: 0,
         ordinals: 0,
         keys: 0,
+        key_places: 0,
         constructing: false,
         changes: 0,
     };
@@ -223,8 +226,11 @@ impl Decoder<'_> {
                 return Err(Stop::Malformed);
             }
             self.flags = self.reader.u8()?;
-            self.keys = c_int::from(self.reader.u8()?);
-            if self.keys > MAX_KEYS as c_int {
+            if self.flags & flag::OPEN_ENV != 0 && self.flags & flag::ENV == 0 {
+                return Err(Stop::Malformed);
+            }
+            self.key_places = c_int::from(self.reader.u8()?);
+            if self.key_places > MAX_KEYS as c_int {
                 return Err(Stop::Malformed);
             }
             let objects = self.reader.u32()?;
@@ -235,8 +241,7 @@ impl Decoder<'_> {
             let count = count as c_int;
             let room = count.saturating_add((MAX_DEPTH * 4 + MAX_KEYS + 30) as c_int);
             ffi::luaL_checkstack_(self.state, room, c"too many values received".as_ptr());
-            ffi::lua_settop(self.state, FIRST_KEY + self.keys - 1);
-            self.keys = 0;
+            ffi::lua_settop(self.state, FIRST_KEY + self.key_places - 1);
             if self.flags & flag::KEEP != 0 {
                 // An object is two bytes at least.
                 let objects = (objects as usize).min(self.reader.remaining() / 2);
@@ -317,7 +322,7 @@ impl Decoder<'_> {
         let Role::Job { slot, origin } = &mut self.role else { return };
         // SAFETY: what is pushed is stored or taken off.
         unsafe {
-            if self.flags & flag::OPEN_ENV != 0 {
+            if self.flags & flag::OPEN_ENV != 0 && ffi::lua_type(self.state, ENVIRONMENT) == ffi::LUA_TTABLE {
                 ffi::lua_pushthread(self.state);
                 ffi::lua_pushvalue(self.state, ENVIRONMENT);
                 ffi::lua_setfenv(self.state, -2);
@@ -525,6 +530,9 @@ impl Decoder<'_> {
                 tag::LENT => return self.lent(),
                 tag::OWN_STRING => return self.own_string(),
                 tag::KEY => {
+                    if self.keys >= self.key_places {
+                        return Err(Stop::Malformed);
+                    }
                     push_bytes(self.state, self.reader.string()?);
                     ffi::lua_pushvalue(self.state, -1);
                     ffi::lua_replace(self.state, FIRST_KEY + self.keys);

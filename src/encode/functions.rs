@@ -143,15 +143,16 @@ impl Encoder<'_> {
     unsafe fn code(&mut self, at: c_int) -> Step<usize> {
         self.scratch.dump.clear();
         // SAFETY: a Lua function is on top when it is dumped; the buffer belongs to `encode`'s caller.
-        let rc = unsafe {
+        unsafe {
             ffi::lua_pushvalue(self.state, at);
+            let top = ffi::lua_gettop(self.state);
             let rc = ffi::lua_dump_(self.state, write_dump, (&raw mut self.scratch.dump).cast());
-            ffi::lua_settop(self.state, -2);
-            rc
-        };
-        if rc != 0 {
-            // SAFETY: as above.
-            unsafe { self.refuse_value(at)? };
+            ffi::lua_settop(self.state, top - 1);
+            match rc {
+                ffi::LUA_OK => {}
+                ffi::LUA_ERRMEM => self.raise(b"not enough memory"),
+                _ => self.refuse_value(at)?,
+            }
         }
         let code = code::intern(&self.scratch.dump);
         if !self.functions.seen(&code, self.request.scanned) && !self.request.scanned {

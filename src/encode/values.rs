@@ -390,8 +390,10 @@ impl Encoder<'_> {
             }
             ffi::luaL_checkstack_(self.state, (MAX_DEPTH * 4) as c_int, c"too many packed objects".as_ptr());
             ffi::lua_pushvalue(self.state, at);
-            if ffi::lua_pcall(self.state, 1, 2, 0) != ffi::LUA_OK {
-                return self.refuse_raised();
+            match ffi::lua_pcall(self.state, 1, 2, 0) {
+                ffi::LUA_OK => {}
+                ffi::LUA_ERRMEM => self.raise(b"not enough memory"),
+                _ => return self.refuse_raised(),
             }
             let module = if ffi::lua_type(self.state, value + 1) == ffi::LUA_TSTRING {
                 std::str::from_utf8(string_at(self.state, value + 1)).ok()
