@@ -1,5 +1,9 @@
 # What a developer runs. `make` alone lists the targets; the work is in scripts/, each usable by itself.
 
+# How much `make fuzz` does: messages, seconds for each fuzzer.
+CASES =
+SECONDS_EACH =
+
 # The specs to run: make test-lua SPEC=spec/mutex_spec.lua
 SPEC = spec
 # What the demo surveys, instead of the sources of Rust's crates: make demo DIR=/usr/share
@@ -11,11 +15,11 @@ export MSYS_TOOLS
 .DEFAULT_GOAL := help
 # The suites measure time and use every core: one after the other, also under -j.
 .NOTPARALLEL:
-.PHONY: help setup build rock demo test test-rust test-loom test-lua test-lua-joff test-lua-shuffle test-luajit2 \
-	test-rock bench check setup-check check-rust check-lua check-text format clean
+.PHONY: help setup build rock demo test test-rust test-vm test-loom test-lua test-lua-joff test-lua-shuffle \
+	test-luajit2 test-api test-properties test-rock fuzz soak bench bench-values bench-code check setup-check check-rust check-lua check-text format clean
 
 # Runs a script with what `make build` made.
-with_build = LUA_PATH='lua/?.lua;lua/?/init.lua;;' LUA_CPATH='build/lib/?.so;;'
+with_build = LUA_PATH='lua/?.lua;lua/?/init.lua;./?.lua;;' LUA_CPATH='build/lib/?.so;;'
 say = @printf '\n== %s: %s\n' '$@'
 
 help:
@@ -38,11 +42,16 @@ demo: rock ## survey the sources of Rust's crates (DIR=<directory> for others) o
 	LUA_PATH='lua_modules/share/lua/5.1/?.lua;lua_modules/share/lua/5.1/?/init.lua;;' \
 	LUA_CPATH='lua_modules/lib/lua/5.1/?.so;;' luajit examples/survey.lua $(DIR)
 
-test: setup build test-rust test-loom test-lua test-lua-joff test-lua-shuffle test-luajit2 test-rock ## all the tests
+test: setup build test-rust test-vm test-loom test-lua test-lua-joff test-lua-shuffle test-luajit2 test-api test-properties \
+	test-rock ## all the tests
 
 test-rust: ## the Rust tests
 	$(say) 'cargo test'
 	cargo test --locked
+
+test-vm: setup ## the Rust tests that make a VM: hostile bytes, memory that runs out
+	$(say) 'cargo test with libluajit'
+	cargo test --locked --no-default-features --test hostile
 
 test-loom: ## the concurrency layer under loom, which tries every interleaving
 	$(say) 'cargo test under loom'
@@ -64,6 +73,19 @@ test-luajit2: build ## the specs on OpenResty's LuaJIT
 	$(say) "$(SPEC) on OpenResty's LuaJIT"
 	luajit2=$$(scripts/luajit2.sh) && LUAJIT=$$luajit2 scripts/busted.sh $(SPEC)
 
+test-api: build ## the specs of values where tables are read by LuaJIT's API, as on an unknown LuaJIT
+	$(say) 'specs of values, tables read by the API'
+	MSYS_DIRECT=off scripts/busted.sh $(wildcard spec/values_*.lua spec/in_place*.lua spec/globals_spec.lua spec/pack_spec.lua \
+		spec/object_systems_spec.lua spec/long_strings_spec.lua spec/refusal*.lua)
+
+test-properties: build ## 10,000 random graphs there and back, and as many programs run as if in place
+	$(say) 'random graphs and programs'
+	MSYS_SPEC_CASES=10000 scripts/busted.sh spec/values_property_spec.lua spec/in_place_property_spec.lua
+
+fuzz: build ## a million of those and of changed messages, and fuzzers (CASES=, SECONDS_EACH=): hours
+	$(say) 'random graphs and programs, changed messages, fuzzers'
+	CASES=$(CASES) SECONDS_EACH=$(SECONDS_EACH) scripts/fuzz.sh
+
 test-rock: setup ## install with LuaRocks, pack a binary rock, use it where there is no Rust
 	$(say) 'a rock, made and packed'
 	scripts/test-rock.sh
@@ -75,6 +97,15 @@ bench: build ## msys beside lua-luv, and the survey on one core and on all
 	$(with_build) UV_THREADPOOL_SIZE=$$(nproc) luajit bench/luv.lua
 	$(say) 'examples/survey.lua, five times in turn'
 	$(with_build) bench/survey.sh $(DIR)
+
+bench-values: build ## values beside string.buffer by hand, and beside lua-luv
+	@scripts/apt.sh install lua-luv || echo 'bench-values: without lua-luv, msys is measured alone'
+	$(say) 'values'
+	$(with_build) luajit bench/values.lua
+
+bench-code: build ## what a job's code costs beside the same code in one VM
+	$(say) 'code'
+	$(with_build) luajit bench/code.lua
 
 check: check-rust check-lua check-text ## formatting, lints and types of everything
 

@@ -215,3 +215,19 @@ fn memory_that_runs_out_is_an_error_and_loses_nothing() {
         harness.end();
     }
 }
+
+/// Writes what the fuzzer of the decoder begins with, where `MSYS_CORPUS` says.
+#[test]
+fn a_corpus_is_written_where_it_is_wanted() {
+    let Some(directory) = std::env::var_os("MSYS_CORPUS") else { return };
+    let harness = Harness::new();
+    for (number, code) in MESSAGES.iter().enumerate() {
+        let (job, outcome) = written(&harness, code);
+        for (kind, message) in [(0, &job), (1, &outcome)] {
+            let mut bytes = vec![number as u8, kind];
+            bytes.extend(&message.bytes);
+            let path = std::path::Path::new(&directory).join(format!("{number}-{kind}"));
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+}
