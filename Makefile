@@ -16,7 +16,7 @@ export MSYS_TOOLS
 # The suites measure time and use every core: one after the other, also under -j.
 .NOTPARALLEL:
 .PHONY: help setup build rock demo test test-rust test-vm test-loom test-lua test-lua-joff test-lua-shuffle \
-	test-luajit2 test-api test-properties test-rock fuzz soak bench bench-values bench-code check setup-check check-rust check-lua check-text format clean
+	test-luajit2 test-api test-properties test-soak test-rock fuzz soak bench bench-values bench-code check setup-check check-rust check-lua check-text format clean
 
 # Runs a script with what `make build` made.
 with_build = LUA_PATH='lua/?.lua;lua/?/init.lua;./?.lua;;' LUA_CPATH='build/lib/?.so;;'
@@ -43,7 +43,7 @@ demo: rock ## survey the sources of Rust's crates (DIR=<directory> for others) o
 	LUA_CPATH='lua_modules/lib/lua/5.1/?.so;;' luajit examples/survey.lua $(DIR)
 
 test: setup build test-rust test-vm test-loom test-lua test-lua-joff test-lua-shuffle test-luajit2 test-api test-properties \
-	test-rock ## all the tests
+	test-soak test-rock ## all the tests
 
 test-rust: ## the Rust tests
 	$(say) 'cargo test'
@@ -85,6 +85,14 @@ test-properties: build ## 10,000 random graphs there and back, and as many progr
 fuzz: build ## a million of those and of changed messages, and fuzzers (CASES=, SECONDS_EACH=): hours
 	$(say) 'random graphs and programs, changed messages, fuzzers'
 	CASES=$(CASES) SECONDS_EACH=$(SECONDS_EACH) scripts/fuzz.sh
+
+soak: build ## a million jobs of all kinds: nothing grows
+	$(say) 'a million jobs'
+	$(with_build) luajit bench/soak.lua
+
+test-soak: build ## the same with thirty thousand
+	$(say) 'thirty thousand jobs'
+	$(with_build) luajit bench/soak.lua 30000
 
 test-rock: setup ## install with LuaRocks, pack a binary rock, use it where there is no Rust
 	$(say) 'a rock, made and packed'

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How many codes each generation of the table remembers. A program has hundreds; generated code may have more.
-const GENERATION: usize = 16 * 1024;
+const GENERATION: usize = 2048;
 
 /// The code of one Lua function, without its upvalues. Aligned, so that it does not share a cache line with the count of
 /// its `Arc`, which each message changes.

@@ -26,11 +26,11 @@ use crate::{
 };
 
 /// How many factories a generation holds.
-const GENERATION: usize = 4096;
+const GENERATION: usize = 1024;
 /// How many constructors are kept before all are forgotten.
 const CONSTRUCTORS: usize = 1000;
 /// How many codes are remembered as seen before all are forgotten (and scanned for again).
-const SEEN: usize = 65_536;
+const SEEN: usize = 8192;
 
 /// A module's name, and the name of a field in it or an empty string for the module itself.
 #[derive(Clone, Debug)]

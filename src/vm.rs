@@ -34,8 +34,9 @@ const NO_PATHS: u32 = u32::MAX;
 /// Every so many turns a worker looks for a job before its events, or sessions that sleep shortly again and again would
 /// keep new jobs out.
 const JOBS_FIRST: u32 = 31;
-/// How many spare parcels a VM keeps.
+/// How many spare parcels a host keeps; and a worker, where those of asynchronous jobs end, which it has little use for.
 const SPARE: usize = 4096;
+const WORKER_SPARE: usize = 128;
 /// How many bytes the buffers of those may have that are not small, together.
 const MOST_LARGE: usize = 8 << 20;
 /// How many spare origins a VM keeps.
@@ -250,7 +251,8 @@ impl Vm {
     /// Keeps a parcel whose contents are no longer needed.
     pub fn return_parcel(&self, mut job: Job) {
         let mut spare = self.spare.borrow_mut();
-        if spare.len() < SPARE {
+        let most = if self.worker.is_some() { WORKER_SPARE } else { SPARE };
+        if spare.len() < most {
             let parcel = &mut job.value;
             parcel.message.clear();
             let capacity = parcel.message.bytes.capacity();
