@@ -51,7 +51,7 @@ local function strings()
   local list = {}
   for i = 1, STRINGS do
     ticks = ticks + 1
-    list[i] = ("%016d"):format(ticks) .. ("x"):rep(SIZE - 16)
+    list[i] = ("%08x"):format(ticks * 2654435761 % 2 ^ 32):rep(SIZE / 8)
   end
   return list
 end

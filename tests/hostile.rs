@@ -184,7 +184,10 @@ fn memory_that_runs_out_is_an_error_and_loses_nothing() {
             harness.watch.countdown = Some(n);
             let encoded = harness.encode_job(&mut job);
             let failed = std::mem::take(&mut harness.watch.failed);
-            assert!(encoded.is_ok() || failed && encoded == Err(Refusal::Raised), "{code}, at {n}: {encoded:?}");
+            assert!(
+                encoded.is_ok() || failed && encoded == Err(Refusal::Raised),
+                "{code}, at {n}: {encoded:?}"
+            );
             let mut origin = Origin::default();
             let mut outcome = Message::default();
             if encoded.is_ok() {
@@ -198,7 +201,11 @@ fn memory_that_runs_out_is_an_error_and_loses_nothing() {
                     harness.clear();
                     if encoded.is_ok() {
                         let decoded = harness.decode_outcome(&outcome);
-                        assert!(decoded.is_ok() || harness.watch.failed, "{code}, at {n}: {}", harness.text(-1));
+                        assert!(
+                            decoded.is_ok() || harness.watch.failed,
+                            "{code}, at {n}: {}",
+                            harness.text(-1)
+                        );
                     }
                 }
             }

@@ -18,6 +18,7 @@
 ---@field when_full? "wait"|"fail"  what happens when they do
 ---@field stack_size? integer  of the workers' C stacks, in bytes
 ---@field max_message? integer  bytes of one message, at most
+---@field memory_limit? integer  bytes of each worker's VM, at most; no limit by default
 ---@field init? function  runs once in each new worker
 
 --- What `msys.threadpool.stat` gives.

@@ -8,9 +8,8 @@
 ---@field pool_metatable table
 local native = {}
 
---- Sends a job; gives its id, or nil, a reason ("unknown", "shutdown", "full", "scan", "refused", "large", "text",
---- "lost") and
---- its value.
+--- Sends a job; gives its id (or the message's size, with the flag that asks for that), or nil, a reason ("unknown",
+--- "shutdown", "full", "scan", "refused", "large", "text", "lost"), its value, and why that value cannot cross.
 ---@param pool integer
 ---@param mode 0|1|2
 ---@param ticket integer
@@ -23,6 +22,7 @@ local native = {}
 ---@return integer? id
 ---@return string? reason
 ---@return any value
+---@return string? why
 function native.submit(pool, mode, ticket, slot, name, flags, closure, completion, ...) end
 
 --- The next event: a kind and what belongs to it.
@@ -39,14 +39,28 @@ function native.next(block, deep) end
 ---@return any ...
 function native.open(slot) end
 
+--- Ends a job with its outcome: gives true (or the message's size) and whether the memory's limit was met; or nil, a reason,
+--- its value and why that cannot cross, and the job goes on.
 ---@param slot integer
 ---@param flags integer
 ---@param ok boolean
 ---@param ... any
----@return boolean? sent
----@return string? reason
+---@return true|integer|nil sent
+---@return any reason
 ---@return any value
-function native.finish(slot, scanned, ok, ...) end
+---@return string? why
+function native.finish(slot, flags, ok, ...) end
+
+--- Closure, completion and arguments of a job that somebody waits for, as they are now; nothing where nothing of them can
+--- have changed.
+---@param slot integer
+---@return function? closure
+---@return nil completion
+---@return any ...
+function native.sent_to(slot) end
+
+--- Garbage has been collected.
+function native.memory_settled() end
 
 ---@param slot? integer
 ---@param scanned boolean
@@ -56,6 +70,7 @@ function native.finish(slot, scanned, ok, ...) end
 ---@return boolean? sent
 ---@return string? reason
 ---@return any value
+---@return string? why
 function native.report(slot, scanned, ok, err, info) end
 
 ---@param flags integer
@@ -63,7 +78,8 @@ function native.report(slot, scanned, ok, err, info) end
 ---@return boolean? packed
 ---@return string? reason
 ---@return any value
-function native.pack(scanned, closure) end
+---@return string? why
+function native.pack(flags, closure) end
 
 --- How many bytes a value has in a message; nil if it cannot cross.
 ---@param value any

@@ -122,7 +122,7 @@ impl Encoder<'_> {
             }
             self.message.bytes.push(tag::TABLE | flags);
             self.body(frame, tag_at, depth)?;
-            if !meta.is_null() && !(self.again(meta.cast())? || self.own(meta.cast()) || self.named(meta.cast())) {
+            if !(meta.is_null() || self.again(meta.cast())? || self.own(meta.cast()) || self.named(meta.cast())) {
                 let at = self.anchor(frame);
                 if ffi::lua_getmetatable(self.state, at) == 0 {
                     self.changed();

@@ -85,7 +85,8 @@ impl Harness {
             let mut data = std::ptr::null_mut();
             let inner = ffi::lua_getallocf(state, &mut data);
             let mut watch = Box::new(Watch { inner, data, used: 0, peak: 0, countdown: None, failed: false });
-            watch.used = ffi::lua_gc(state, ffi::LUA_GCCOUNT, 0) as usize * 1024 + ffi::lua_gc(state, ffi::LUA_GCCOUNTB, 0) as usize;
+            watch.used = ffi::lua_gc(state, ffi::LUA_GCCOUNT, 0) as usize * 1024
+                + ffi::lua_gc(state, ffi::LUA_GCCOUNTB, 0) as usize;
             ffi::lua_setallocf(state, watched, (&raw mut *watch).cast());
             ffi::luaL_openlibs(state);
             (state, watch)
@@ -177,7 +178,15 @@ impl Harness {
             ffi::lua_checkstack(self.state, 8);
             let count = ffi::lua_gettop(self.state) - BASE - extra;
             let request = Request { count, limit: u32::MAX as usize, scanned: true, purpose };
-            encode::encode(self.state, ENCODE, request, &self.vm.functions, no_pool, message, &mut scratch.encode)
+            encode::encode(
+                self.state,
+                ENCODE,
+                request,
+                &self.vm.functions,
+                no_pool,
+                message,
+                &mut scratch.encode,
+            )
         };
         self.vm.return_scratch(scratch);
         result
@@ -188,7 +197,15 @@ impl Harness {
         // SAFETY: as above.
         let result = unsafe {
             ffi::lua_checkstack(self.state, 8);
-            decode::decode(self.state, DECODE, &self.vm.functions, push_no_pool, message, &mut scratch.decode, role)
+            decode::decode(
+                self.state,
+                DECODE,
+                &self.vm.functions,
+                push_no_pool,
+                message,
+                &mut scratch.decode,
+                role,
+            )
         };
         self.vm.return_scratch(scratch);
         result
@@ -214,7 +231,15 @@ impl Harness {
                 self.vm.functions.recall(self.state, self.vm.functions.theirs, SLOT as c_int);
                 let functions = &self.vm.functions;
                 let wanted = Wanted::Changes;
-                changes::collect(self.state, CHANGES, functions, push_no_pool, origin, &mut scratch.changes, wanted)
+                changes::collect(
+                    self.state,
+                    CHANGES,
+                    functions,
+                    push_no_pool,
+                    origin,
+                    &mut scratch.changes,
+                    wanted,
+                )
             };
             self.vm.return_scratch(scratch);
             let changes = collected.map_err(|changes::Raised| Refusal::Raised)?;
