@@ -1,6 +1,8 @@
---- What a job's code costs: a hot loop sent a thousand times, beside the same function called a thousand times in one VM.
+--- What a job's code costs: a hot loop sent a thousand times, beside the same function called a thousand times in one
+--- VM.
 ---
---- `make bench-code`. A function is loaded once in a worker, so its compiled loops serve all jobs: the traces are counted.
+--- `make bench-code`. A function is loaded once in a worker, so its compiled loops serve all jobs: the traces are
+--- counted.
 
 local measure = require "bench.measure"
 local msys = require "msys"
@@ -53,7 +55,8 @@ local rows = {
     function()
       return 1e3
         * measure.each(JOBS, function(count)
-          -- Two sessions, so that the worker has the next job when one ends: what is measured is the code, not the wake-ups.
+          -- Two sessions, so that the worker has the next job when one ends: what is measured is the code, not the
+          -- wake-ups.
           for session = 1, 2 do
             msys.spawn(function()
               for i = session, count, 2 do

@@ -1,7 +1,7 @@
---- A million jobs with closures, tables, strings, functions and errors: host and workers must be as large afterwards as after ten
---- thousand, within 5 %; the process may have 2 MB more, which are the most that its VMs' allocators have needed at any time. Then jobs
---- whose code no VM has seen, a tenth as many: caches of code are bounded, so that the last nine tenths of those may add no more
---- than 3 MB, the size of a cache.
+--- A million jobs with closures, tables, strings, functions and errors: host and workers must be as large afterwards as
+--- after ten thousand, within 5 %; the process may have 2 MB more, which are the most that its VMs' allocators have
+--- needed at any time. Then jobs whose code no VM has seen, a tenth as many: caches of code are bounded, so that the
+--- last nine tenths of those may add no more than 3 MB, the size of a cache.
 ---
 --- `make soak` (minutes), or `luajit bench/soak.lua <jobs>`; fails if they are not.
 
@@ -135,7 +135,11 @@ local function sizes()
   local file = assert(io.open "/proc/self/status")
   local rss = tonumber(file:read("*a"):match "VmRSS:%s*(%d+)")
   file:close()
-  return { process = rss, ["the host's heap"] = collectgarbage "count", ["the largest worker's heap"] = threads }
+  return {
+    process = rss,
+    ["the host's heap"] = collectgarbage "count",
+    ["the largest worker's heap"] = threads,
+  }
 end
 
 local grown = false

@@ -1,4 +1,5 @@
---- Values on their way: msys beside LuaJIT's `string.buffer` by hand over the same pool, and beside lua-luv where that can.
+--- Values on their way: msys beside LuaJIT's `string.buffer` by hand over the same pool, and beside lua-luv where that
+--- can.
 ---
 --- `make bench-values`. Ratios count; absolute figures depend on the machine and its other guests.
 
@@ -119,11 +120,12 @@ local rows = {
   {
     "closure of two upvalues, encoded and decoded, µs",
     function()
-      return 1e6 * measure.each(100000, function(count)
-        for i = 1, count do
-          native.copy(closure_of(i, 1))
-        end
-      end)
+      return 1e6
+        * measure.each(100000, function(count)
+          for i = 1, count do
+            native.copy(closure_of(i, 1))
+          end
+        end)
     end,
   },
 }

@@ -1,5 +1,5 @@
--- Strings of 64 KiB and more, which stay with their sender until they are read: they must be the same wherever they stand, and stay
--- what they are whatever becomes of the sender's own.
+-- Strings of 64 KiB and more, which stay with their sender until they are read: they must be the same wherever they
+-- stand, and stay what they are whatever becomes of the sender's own.
 
 local gate = require "spec.gate"
 local helper = require "spec.helper"
@@ -21,29 +21,34 @@ describe("a long string", function()
 
   for _, size in ipairs(SIZES) do
     for _, in_place in ipairs { true, false } do
-      it(("of %d bytes is the same there and back, %s"):format(size, in_place and "in place" or "as a copy"), function()
-        local text, other, list = long(size, 1), long(size, 2), { long(size, 3) }
-        local function is_right(arg, tbl, key_of)
-          return text == long(size, 1)
-            and arg == text
-            and tbl[1] == text
-            and tbl.deep[1][2] == other
-            and other == long(size, 2)
-            and list[1] == long(size, 3)
-            and tbl[4] == list
-            and key_of[text] == other
+      it(
+        ("of %d bytes is the same there and back, %s"):format(size, in_place and "in place" or "as a copy"),
+        function()
+          local text, other, list = long(size, 1), long(size, 2), { long(size, 3) }
+          local function is_right(arg, tbl, key_of)
+            return text == long(size, 1)
+              and arg == text
+              and tbl[1] == text
+              and tbl.deep[1][2] == other
+              and other == long(size, 2)
+              and list[1] == long(size, 3)
+              and tbl[4] == list
+              and key_of[text] == other
+          end
+          local tbl = { text, 2, 3, list, deep = { { text, other } } }
+          local options = { args = { text, tbl, { [text] = other } }, in_place = in_place }
+          local ok, right, a, b, c, new = msys.runInPool("CPU", function(...)
+            local arg, its = ...
+            return is_right(...), arg, its, its.deep[1], long(size, 4)
+          end, options)
+          assert(ok, right)
+          assert.is_true(right)
+          assert.is_true(
+            a == text and b[1] == text and c[1] == text and c[2] == other and new == long(size, 4)
+          )
+          assert.equal(in_place, rawequal(b, tbl))
         end
-        local tbl = { text, 2, 3, list, deep = { { text, other } } }
-        local options = { args = { text, tbl, { [text] = other } }, in_place = in_place }
-        local ok, right, a, b, c, new = msys.runInPool("CPU", function(...)
-          local arg, its = ...
-          return is_right(...), arg, its, its.deep[1], long(size, 4)
-        end, options)
-        assert(ok, right)
-        assert.is_true(right)
-        assert.is_true(a == text and b[1] == text and c[1] == text and c[2] == other and new == long(size, 4))
-        assert.equal(in_place, rawequal(b, tbl))
-      end)
+      )
     end
   end
 
@@ -130,6 +135,7 @@ describe("a long string", function()
         expected[i], expected[i + 5] = 2 ^ 20 + i, 2 ^ 20 + i
       end
       assert.same(expected, results)
+      assert.equal(20, #others)
     end)
   end)
 
@@ -138,9 +144,12 @@ describe("a long string", function()
       local function rounds(count)
         for i = 1, count do
           local text = long(2 ^ 20, i)
-          assert(#select(2, msys.runInPool(pool, function()
-            return text .. "!"
-          end)) == 2 ^ 20 + 1)
+          assert(#select(
+            2,
+            msys.runInPool(pool, function()
+              return text .. "!"
+            end)
+          ) == 2 ^ 20 + 1)
         end
         collectgarbage()
         collectgarbage()
@@ -175,11 +184,15 @@ describe("a long string", function()
       assert.is_true((msys.runInPool(pool, function()
         return #fits
       end)))
-      assert.error_matches(function()
-        msys.runInPool(pool, function()
-          return #large
-        end)
-      end, "the message has 100%d%d%d bytes, pool '[^']+' takes at most 100000 %(max_message%); the largest part is upvalue 'large'")
+      assert.error_matches(
+        function()
+          msys.runInPool(pool, function()
+            return #large
+          end)
+        end,
+        "the message has 100%d%d%d bytes, pool '[^']+' takes at most 100000 %(max_message%); "
+          .. "the largest part is upvalue 'large'"
+      )
     end)
   end)
 

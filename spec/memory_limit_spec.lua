@@ -12,10 +12,11 @@ local MIB = 2 ^ 20
 ---@type table<string, fun()>
 local gluttons = {
   ["a table that grows"] = function()
-    local list = {}
-    while true do
-      list[#list + 1] = #list
+    local list, count = {}, 0
+    while count >= 0 do
+      list[count], count = count, count + 1
     end
+    return list
   end,
   ["many small tables"] = function()
     local list
@@ -65,7 +66,7 @@ describe("a job that uses more than memory_limit", function()
   after_each(helper.clean)
 
   for what, glutton in pairs(gluttons) do
-    it(("ends with kind \"memory\", and its worker goes on: %s"):format(what), function()
+    it(('ends with kind "memory", and its worker goes on: %s'):format(what), function()
       with_pool({ memory_limit = 8 * MIB }, function(pool)
         for round = 1, 3 do
           local ok, err, info = msys.runInPool(pool, glutton)
@@ -152,7 +153,7 @@ describe("a message that does not fit into memory_limit", function()
   end
   setfenv(big, _G)
 
-  it("is an outcome of kind \"memory\", when it is sent there", function()
+  it('is an outcome of kind "memory", when it is sent there', function()
     with_pool({ memory_limit = 8 * MIB }, function(pool)
       local list = big()
       for _ = 1, 3 do

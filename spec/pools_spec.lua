@@ -282,7 +282,10 @@ describe("what is refused:", function()
     { { name = "a", concurency = 4 }, "unknown option 'concurency'" .. unknown },
     { { name = "a", Concurrency = 4 }, "unknown option 'Concurrency'" .. unknown },
     { { "a" }, "unknown option '1'" .. unknown },
-    { { name = "a", memory_limit = 1 }, "memory_limit must be a whole number from 1048576 to 70368744177664, got 1" },
+    {
+      { name = "a", memory_limit = 1 },
+      "memory_limit must be a whole number from 1048576 to 70368744177664, got 1",
+    },
     { { name = "a", interruptible = false }, "option 'interruptible' is not available yet" },
   }
   for place, case in ipairs(creations) do

@@ -18,8 +18,9 @@ local PRELUDE = VALUES:gsub("\n", " ")
 
 --- Code, what is done with what it gives, and what that says.
 ---
---- `call`: a closure and arguments are sent. `completion`: a function is sent as the completion of a job. `job`: a closure is
---- run, whose outcome is looked at. `init`: a pool is made with it. A number: as `call`, with that `max_message`.
+--- `call`: a closure and arguments are sent. `completion`: a function is sent as the completion of a job. `job`: a
+--- closure is run, whose outcome is looked at. `init`: a pool is made with it. A number: as `call`, with that
+--- `max_message`.
 --- `large job`: as `job`, with a `max_message` of 10,000.
 ---@type { [1]: string, [2]: string | integer, [3]: string }[]
 local cases = {
@@ -305,15 +306,18 @@ local cases = {
   },
 }
 
---- A text with its sizes, which are those of the messages' format, in the place of those of `expected` that are a little more or less.
+--- A text with its sizes, which are those of the messages' format, in the place of those of `expected` that are a
+--- little more or less.
 local function with_sizes_of(expected, text)
   local sizes = expected:gmatch "([%d.]+) (%a+)"
-  return (text:gsub("([%d.]+) (%a+)", function(size, unit)
-    local wanted, its_unit = sizes()
-    local most = ({ bytes = 100, KiB = 0.1, MiB = 0.1 })[unit]
-    if unit ~= its_unit or not most or math.abs(size - wanted) > most + 1e-9 then return end
-    return ("%s %s"):format(wanted, unit)
-  end))
+  return (
+    text:gsub("([%d.]+) (%a+)", function(size, unit)
+      local wanted, its_unit = sizes()
+      local most = ({ bytes = 100, KiB = 0.1, MiB = 0.1 })[unit]
+      if unit ~= its_unit or not most or math.abs(size - wanted) > most + 1e-9 then return end
+      return ("%s %s"):format(wanted, unit)
+    end)
+  )
 end
 
 local function nothing() end

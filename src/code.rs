@@ -19,8 +19,8 @@ use crate::{
 /// How many codes each generation of the table remembers. A program has hundreds; generated code may have more.
 const GENERATION: usize = 2048;
 
-/// The code of one Lua function, without its upvalues. Aligned, so that it does not share a cache line with the count of
-/// its `Arc`, which each message changes.
+/// The code of one Lua function, without its upvalues. Aligned, so that it does not share a cache line with the count
+/// of its `Arc`, which each message changes.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Code {

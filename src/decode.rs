@@ -1,8 +1,8 @@
 //! A message to Lua values (format: `wire`).
 //!
-//! Called by `host`, through [`decode`]: an outer function that cannot raise around an inner one that can. The bytes are
-//! checked as they are read: what no encoder writes ends in an error, never in a read outside of the message, and no
-//! table is made larger than the bytes that are left could fill.
+//! Called by `host`, through [`decode`]: an outer function that cannot raise around an inner one that can. The bytes
+//! are checked as they are read: what no encoder writes ends in an error, never in a read outside of the message, and
+//! no table is made larger than the bytes that are left could fill.
 
 use std::ffi::c_int;
 
@@ -57,8 +57,9 @@ struct Shape {
     constructor: bool,
 }
 
-/// A shape that comes again so often gets a constructor: a Lua function from the values to the table, which LuaJIT copies from one that
-/// has the keys. That costs half of what setting each key does, and ten microseconds for the first.
+/// A shape that comes again so often gets a constructor: a Lua function from the values to the table, which LuaJIT
+/// copies from one that has the keys. That costs half of what setting each key does, and ten microseconds for the
+/// first.
 const OFTEN: u8 = 16;
 /// More values are not passed to one.
 const MAX_CONSTRUCTED: u8 = 16;
@@ -93,9 +94,9 @@ struct Decoder<'a> {
     changes: c_int,
 }
 
-/// Stack places in the inner function, behind its argument: the table of objects that are named again, the environment of
-/// functions that have none of their own, the table of the receiver's own objects, that of the shapes' keys, that of changes to be
-/// made (nil where there is none); the keys.
+/// Stack places in the inner function, behind its argument: the table of objects that are named again, the environment
+/// of functions that have none of their own, the table of the receiver's own objects, that of the shapes' keys, that of
+/// changes to be made (nil where there is none); the keys.
 const OBJECTS: c_int = 2;
 const ENVIRONMENT: c_int = 3;
 const OWN: c_int = 4;
@@ -139,15 +140,16 @@ type Step<T = ()> = Result<T, Stop>;
 pub enum Raised {
     /// The message's own, or memory's.
     Error,
-    /// A hook's, in Lua code of ours that raises nothing: for whoever waits for the hook, such as the user at the keyboard.
+    /// A hook's, in Lua code of ours that raises nothing: for whoever waits for the hook, such as the user at the
+    /// keyboard.
     Hook,
 }
 
 /// Pushes the values of `message`; gives their number, or an error with its value on top of the stack.
 ///
 /// # Safety
-/// `state` is the VM of `functions`, on this thread, with two free slots; `inner` is the stack index of [`inner`] as a C
-/// function.
+/// `state` is the VM of `functions`, on this thread, with two free slots; `inner` is the stack index of [`inner`] as a
+/// C function.
 pub unsafe fn decode(
     state: *mut lua_State,
     inner: c_int,
@@ -392,8 +394,8 @@ impl Decoder<'_> {
         }
     }
 
-    /// Reads a change of one of the receiver's own objects, to be made when all have been read: four values in the table of changes,
-    /// the object, the kind of change, a key, a value.
+    /// Reads a change of one of the receiver's own objects, to be made when all have been read: four values in the
+    /// table of changes, the object, the kind of change, a key, a value.
     unsafe fn change(&mut self, tag: u8) -> Step {
         // SAFETY: as `extra`; the type of each object is checked before it is changed.
         unsafe {
@@ -777,8 +779,8 @@ impl Decoder<'_> {
         ordinal
     }
 
-    /// Reads how much a table has. Every item is a byte at least, every record two, or one under a shape's key: no more than
-    /// that is believed.
+    /// Reads how much a table has. Every item is a byte at least, every record two, or one under a shape's key: no more
+    /// than that is believed.
     unsafe fn head(&mut self, tag: u8) -> Step<Head> {
         // SAFETY: nothing is left on the stack.
         unsafe {

@@ -2,11 +2,11 @@
 //!
 //! Called by `encode`, `decode` and `vm`.
 //!
-//! **Names.** A module, and a function that is a field of one, crosses as its name. Lua finds them (`lua/msys/names.lua`) and
-//! tells them here by address; a Lua table keeps them alive, so an address stays theirs. When to look again: an
-//! encoder that meets code it has never seen, or something that cannot cross, asks for a scan and starts over; so does one
-//! that has sent a table while `package.loaded` holds other values than at the last scan. So a module loaded since
-//! is found, and the usual message scans nothing.
+//! **Names.** A module, and a function that is a field of one, crosses as its name. Lua finds them
+//! (`lua/msys/names.lua`) and tells them here by address; a Lua table keeps them alive, so an address stays theirs.
+//! When to look again: an encoder that meets code it has never seen, or something that cannot cross, asks for a scan
+//! and starts over; so does one that has sent a table while `package.loaded` holds other values than at the last scan.
+//! So a module loaded since is found, and the usual message scans nothing.
 //!
 //! **Factories.** See `bytecode`. Loaded once per VM and code; two generations bound them, as in `code`.
 
@@ -52,14 +52,16 @@ pub struct Functions {
     /// What `package.loaded` held when it was last scanned.
     fingerprint: Cell<u64>,
     names: RefCell<FxHashMap<*const c_void, Name>>,
-    /// A bit is set for each named object, by a hash of 12 bits: most objects are told from those without a look into the map.
+    /// A bit is set for each named object, by a hash of 12 bits: most objects are told from those without a look into
+    /// the map.
     filter: [Cell<u64>; 64],
     seen: RefCell<FxHashSet<u32>>,
     /// Registry references of the young and the old table of factories.
     young: Cell<c_int>,
     old: Cell<c_int>,
     loaded: Cell<usize>,
-    /// Registry references of tables: by ticket, what jobs sent from here may speak of; by slot, the objects of jobs here.
+    /// Registry references of tables: by ticket, what jobs sent from here may speak of; by slot, the objects of jobs
+    /// here.
     pub kept: c_int,
     /// See `kept`.
     pub theirs: c_int,
@@ -92,7 +94,8 @@ impl Functions {
     /// For a VM that has just been opened. May raise (out of memory).
     ///
     /// # Safety
-    /// `state` is a live VM of this thread with three free stack slots; nothing with a destructor is live in the caller.
+    /// `state` is a live VM of this thread with three free stack slots; nothing with a destructor is live in the
+    /// caller.
     pub unsafe fn new(state: *mut lua_State) -> Self {
         // SAFETY: two tables and the globals, pushed and taken off again.
         unsafe {
@@ -211,7 +214,8 @@ impl Functions {
         }
     }
 
-    /// Takes a name and a value off, which an init's environment at `at` has where the VM has no such global. May raise.
+    /// Takes a name and a value off, which an init's environment at `at` has where the VM has no such global. May
+    /// raise.
     ///
     /// # Safety
     /// As `push_closure`, an environment made for an init at `at`, a string and a value on top.
@@ -439,7 +443,8 @@ impl Functions {
         }
     }
 
-    /// Pushes the function that `source` gives, which makes a table of its arguments; compiled once in the VM. May raise.
+    /// Pushes the function that `source` gives, which makes a table of its arguments; compiled once in the VM. May
+    /// raise.
     ///
     /// # Safety
     /// As `push_closure`; `source` outlives the call and is not of the caller's frame.

@@ -2,17 +2,18 @@
 //!
 //! Called by `pool::worker` (which passes it whenever it goes back to Lua) and `registry` (around a fork).
 //!
-//! A thread that is in the middle of something at a fork leaves its locks taken in the child for ever. Ours are seen to; but
-//! while a worker runs Lua it may hold those of C libraries: LuaJIT throws to end the recording of a trace, and libgcc
-//! then holds a lock that the child's first throw waits for. So a fork first waits until no worker runs Lua:
+//! A thread that is in the middle of something at a fork leaves its locks taken in the child for ever. Ours are seen
+//! to; but while a worker runs Lua it may hold those of C libraries: LuaJIT throws to end the recording of a trace, and
+//! libgcc then holds a lock that the child's first throw waits for. So a fork first waits until no worker runs Lua:
 //!
 //! 1. *Fork*: set `FORKING`; wait until no seat says `inside`, at most for [`PATIENCE`].
-//! 2. *Worker*, before it returns to Lua: set its `inside`; if `FORKING`, clear it, wait until the fork is over, begin again.
+//! 2. *Worker*, before it returns to Lua: set its `inside`; if `FORKING`, clear it, wait until the fork is over, begin
+//!    again.
 //! 3. *After the fork*: clear `FORKING`, wake who waits.
 //!
-//! Both flags are stored and loaded sequentially consistent: of a worker that enters and a fork that begins, one sees the
-//! other. A worker with a long job outlasts the patience; then the fork goes ahead, with the risk that every program with
-//! threads has.
+//! Both flags are stored and loaded sequentially consistent: of a worker that enters and a fork that begins, one sees
+//! the other. A worker with a long job outlasts the patience; then the fork goes ahead, with the risk that every
+//! program with threads has.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

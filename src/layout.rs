@@ -1,9 +1,9 @@
 //! LuaJIT's tables and strings as they lie in memory: read, never written.
 //!
-//! Called by `encode` and `changes`, which go through every field of what is sent: four calls of the C API for a field are
-//! most of what that costs. What is read here is not LuaJIT's API, so it is not believed: [`verify`] makes tables of
-//! every shape, and compares what it reads with what the API says, in the first VM of the process. Where anything differs
-//! (an architecture with other numbers, a LuaJIT of the future) all goes through the API, as it does when
+//! Called by `encode` and `changes`, which go through every field of what is sent: four calls of the C API for a field
+//! are most of what that costs. What is read here is not LuaJIT's API, so it is not believed: [`verify`] makes tables
+//! of every shape, and compares what it reads with what the API says, in the first VM of the process. Where anything
+//! differs (an architecture with other numbers, a LuaJIT of the future) all goes through the API, as it does when
 //! `MSYS_DIRECT=off` stands in the environment, for the tests.
 //!
 //! ```text
@@ -14,7 +14,8 @@
 //! ```
 //!
 //! **What may be read when.** A table that the stack holds, at any time. A table or string that was found in one, until
-//! the next call of the API that may allocate or run Lua: only then can a collector run, and a finalizer change what it likes.
+//! the next call of the API that may allocate or run Lua: only then can a collector run, and a finalizer change what it
+//! likes.
 
 use std::{
     ffi::c_int,
@@ -251,7 +252,8 @@ pub unsafe fn verify(state: *mut lua_State) -> bool {
 /// # Safety
 /// As [`verify`].
 unsafe fn heads_fit(state: *mut lua_State) -> bool {
-    // SAFETY: three tables on the stack. A head is 64 bytes, and no LuaJIT of 64 bits has a smaller one with what follows it.
+    // SAFETY: three tables on the stack. A head is 64 bytes, and no LuaJIT of 64 bits has a smaller one with what
+    // follows it.
     unsafe {
         let at = ffi::lua_gettop(state) + 1;
         ffi::lua_createtable(state, 0, 0);

@@ -1,17 +1,20 @@
-//! A long string that stays in the VM that sends it, and is read there by the one that receives it: copied once, not twice.
+//! A long string that stays in the VM that sends it, and is read there by the one that receives it: copied once, not
+//! twice.
 //!
-//! Called by `encode` (lends), `decode` (reads) and `vm` (withdraws). Knows no Lua: a lease is memory that somebody keeps.
+//! Called by `encode` (lends), `decode` (reads) and `vm` (withdraws). Knows no Lua: a lease is memory that somebody
+//! keeps.
 //!
-//! The sender keeps the string in a table until the job has ended, so only the end of the sender's VM is in the way: LuaJIT
-//! frees all its strings then, while the job may still wait in a queue or be read. So:
+//! The sender keeps the string in a table until the job has ended, so only the end of the sender's VM is in the way:
+//! LuaJIT frees all its strings then, while the job may still wait in a queue or be read. So:
 //!
 //! 1. *Reader*: `LENT` → `READING`, reads, → `LENT`. Where it finds `OWNED`, it reads the lease's own copy.
-//! 2. *Sender*, before its VM goes: `LENT` → `COPYING`, copies the string into the lease, → `OWNED`; while it finds `READING` it waits.
+//! 2. *Sender*, before its VM goes: `LENT` → `COPYING`, copies the string into the lease, → `OWNED`; while it finds
+//!    `READING` it waits.
 //! 3. *Reader* that finds `COPYING` waits.
 //!
-//! Of reader and sender, one changes `LENT` first; the other waits for what cannot take longer than to copy a string. The
-//! store that ends `READING` releases what the reader has read, and the sender's exchange acquires it, so the memory is freed after the
-//! reading. `OWNED` is stored after the copy, with release, and is final.
+//! Of reader and sender, one changes `LENT` first; the other waits for what cannot take longer than to copy a string.
+//! The store that ends `READING` releases what the reader has read, and the sender's exchange acquires it, so the
+//! memory is freed after the reading. `OWNED` is stored after the copy, with release, and is final.
 
 use crate::sync::{
     Mutex,
@@ -42,7 +45,8 @@ impl Lease {
     /// Lends bytes.
     ///
     /// # Safety
-    /// They stay where and what they are until [`Lease::withdraw`] has returned, or the last reading has ended and none begins.
+    /// They stay where and what they are until [`Lease::withdraw`] has returned, or the last reading has ended and none
+    /// begins.
     pub unsafe fn new(bytes: &[u8]) -> Self {
         Self { state: AtomicU8::new(LENT), bytes: bytes.as_ptr(), len: bytes.len(), owned: Mutex::default() }
     }

@@ -1,16 +1,18 @@
 //! The memory of a worker's VM: a limit, and large blocks that are used again.
 //!
-//! Called by `worker`, which puts a [`Memory`] between LuaJIT and its own allocator. Knows no Lua but the type of an allocator.
+//! Called by `worker`, which puts a [`Memory`] between LuaJIT and its own allocator. Knows no Lua but the type of an
+//! allocator.
 //!
-//! **Large blocks.** LuaJIT maps each block of 128 KiB and more, and unmaps it when it is freed. The system gives such memory page by
-//! page, as it is touched: a new string of 1 MiB costs 600 µs, of which the copying is 30. So some freed blocks are kept.
-//! Sizes between [`LEAST`] and [`MOST`] are rounded up to a few classes, so that any block of a class serves any request of it; what
-//! is beyond a request is not touched, and so is no memory. LuaJIT's collector goes by small steps, of which a job that is sent a
-//! string of a MiB makes few: [`Memory::is_short`] says when so much is garbage that it had better be collected at once.
+//! **Large blocks.** LuaJIT maps each block of 128 KiB and more, and unmaps it when it is freed. The system gives such
+//! memory page by page, as it is touched: a new string of 1 MiB costs 600 µs, of which the copying is 30. So some freed
+//! blocks are kept. Sizes between [`LEAST`] and [`MOST`] are rounded up to a few classes, so that any block of a class
+//! serves any request of it; what is beyond a request is not touched, and so is no memory. LuaJIT's collector goes by
+//! small steps, of which a job that is sent a string of a MiB makes few: [`Memory::is_short`] says when so much is
+//! garbage that it had better be collected at once.
 //!
 //! **The limit.** What would exceed it is refused, and LuaJIT raises "not enough memory". It says so without collecting
-//! garbage first: [`Memory::settle`] tells that the worker has done that. Until then there is a reserve, so that the failure
-//! can be reported.
+//! garbage first: [`Memory::settle`] tells that the worker has done that. Until then there is a reserve, so that the
+//! failure can be reported.
 
 use std::{
     cell::{Cell, RefCell},
@@ -63,8 +65,8 @@ impl Memory {
     /// Takes the place of the VM's allocator until [`Memory::remove`]; `limit` is in bytes.
     ///
     /// # Safety
-    /// `state` is a live VM of this thread that has just been made, so that it has no large block yet. The memory is removed before
-    /// it is closed.
+    /// `state` is a live VM of this thread that has just been made, so that it has no large block yet. The memory is
+    /// removed before it is closed.
     pub unsafe fn install(state: *mut lua_State, limit: usize) -> Rc<Self> {
         let mut inner_data = null_mut();
         // SAFETY: the caller's promise.
@@ -104,8 +106,9 @@ impl Memory {
         }
     }
 
-    /// Whether garbage had better be collected before the next job begins: most of the limit is used, and much more than was
-    /// left the last time; or large blocks have come in use that are more than all that was left, and nearly all that are kept.
+    /// Whether garbage had better be collected before the next job begins: most of the limit is used, and much more
+    /// than was left the last time; or large blocks have come in use that are more than all that was left, and nearly
+    /// all that are kept.
     #[inline]
     pub fn is_short(&self) -> bool {
         let (used, live) = (self.used.get(), self.live.get());

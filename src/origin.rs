@@ -1,4 +1,5 @@
-//! What a worker keeps of the message that a job came in, so that the job's outcome can speak of the submitter's objects.
+//! What a worker keeps of the message that a job came in, so that the job's outcome can speak of the submitter's
+//! objects.
 //!
 //! `decode` fills it, `changes` compares with it, `encode` finds in it what the submitter has already.
 

@@ -5,9 +5,10 @@
 //! **Hosts.** Any number of Lua states may load the module; they see the same pools. When the last one closes, workers
 //! end and the table is made anew for whoever comes next.
 //!
-//! **Fork.** Threads do not survive it. The handlers of `pthread_atfork` hold the workers back from Lua (see `gate`) and the
-//! locks of this table and of the codes over the fork, so that the child finds them whole; the child puts pools with the same ids and options in place of the old ones, which it forgets
-//! (their locks may be held by threads that are no more). A VM sees by [`generation`] that it must begin anew.
+//! **Fork.** Threads do not survive it. The handlers of `pthread_atfork` hold the workers back from Lua (see `gate`)
+//! and the locks of this table and of the codes over the fork, so that the child finds them whole; the child puts pools
+//! with the same ids and options in place of the old ones, which it forgets (their locks may be held by threads that
+//! are no more). A VM sees by [`generation`] that it must begin anew.
 
 use std::{
     cell::RefCell,

@@ -2,30 +2,31 @@
 //!
 //! Called by `pool`. Knows neither queues nor VMs: the caller says whether there is work, and how a worker is woken.
 //!
-//! **Words.** A worker *searches* from the moment it is woken (or finds nothing) until it has a job or sleeps; `searching`
-//! counts them. `sleepers` holds the workers that sleep for want of jobs: those without sessions; those whose sessions
-//! wait, to which a job goes only if there is none of the former and no thread left to start; and those that have as many
-//! sessions as they may, which take only jobs of a higher [`Rank`].
+//! **Words.** A worker *searches* from the moment it is woken (or finds nothing) until it has a job or sleeps;
+//! `searching` counts them. `sleepers` holds the workers that sleep for want of jobs: those without sessions; those
+//! whose sessions wait, to which a job goes only if there is none of the former and no thread left to start; and those
+//! that have as many sessions as they may, which take only jobs of a higher [`Rank`].
 //!
 //! **Steps.**
-//! 1. *Submit*: push the job; full fence; if `searching` is 0 and there is anyone to wake or start, [`Sleep::wake_one`].
+//! 1. *Submit*: push the job; full fence; if `searching` is 0 and there is anyone to wake or start,
+//!    [`Sleep::wake_one`].
 //! 2. *Wake one*: under the lock, if `searching` is still 0: take a sleeper (or reserve a thread to start), set
 //!    `searching` to 1 on its behalf; outside the lock, signal it.
 //! 3. *Found*: a searcher that found a job leaves `searching`; if it was the last and there is more work, it wakes one:
 //!    so a batch of jobs wakes workers one after the other, and never all at once for one job.
 //! 4. *Sleep*: under the lock, enter `sleepers`; leave `searching`; full fence; look at the queues **again**. If there
-//!    is work that we may take, leave `sleepers` and search; if somebody has taken us out meanwhile, their wake is ours:
-//!    search. If there is work that we may not take, being full, wake one who may.
+//!    is work that we may take, leave `sleepers` and search; if somebody has taken us out meanwhile, their wake is
+//!    ours: search. If there is work that we may not take, being full, wake one who may.
 //! 5. *Woken*: under the lock, if still in `sleepers` (a mailbox woke us), leave it, not searching; else, searching.
 //!
 //! **No job is left while a worker sleeps.** Take a job J pushed in step 1, and the submitter's load of `searching`.
-//! If it reads 0 and finds no sleeper (under the lock, or by the count of those available, which a sleeper raises before its
-//! fence), then every worker that enters `sleepers` later does so after the submitter's fence, and its second look in
-//! step 4 sees J. One that ends instead looks at the queues after a fence of its own (`pool::worker`). If it reads more than 0, some worker S was searching; by the fences,
-//! S's leave comes after J's push in their total order. S leaves by step 4, and then its second look sees J; or by
-//! step 3, and then either it was the last, and its look at the queues sees J, or another searcher is left, for which
-//! the same holds: the last of them sees J. Whoever sees J searches or wakes. The loom models in `tests/loom.rs` check
-//! this for small numbers.
+//! If it reads 0 and finds no sleeper (under the lock, or by the count of those available, which a sleeper raises
+//! before its fence), then every worker that enters `sleepers` later does so after the submitter's fence, and its
+//! second look in step 4 sees J. One that ends instead looks at the queues after a fence of its own (`pool::worker`).
+//! If it reads more than 0, some worker S was searching; by the fences, S's leave comes after J's push in their total
+//! order. S leaves by step 4, and then its second look sees J; or by step 3, and then either it was the last, and its
+//! look at the queues sees J, or another searcher is left, for which the same holds: the last of them sees J. Whoever
+//! sees J searches or wakes. The loom models in `tests/loom.rs` check this for small numbers.
 
 use crate::sync::{
     Mutex,
@@ -38,8 +39,8 @@ pub enum Rank {
     /// Not at all.
     #[default]
     Ordinary,
-    /// A job of another pool waits for it: taken where every job of the worker waits for a job itself. Otherwise two pools
-    /// whose jobs call each other could stall, each full of jobs that wait for the other.
+    /// A job of another pool waits for it: taken where every job of the worker waits for a job itself. Otherwise two
+    /// pools whose jobs call each other could stall, each full of jobs that wait for the other.
     Nested,
     /// A job of this very pool waits for it, directly or through other pools: always taken.
     Awaited,

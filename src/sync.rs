@@ -1,8 +1,8 @@
 //! The primitives under everything that threads share: std's, without poison, or loom's in their place (`--cfg loom`).
 //!
 //! std's locks are futexes and nothing else, so a fork's child can use new ones whatever other threads were doing.
-//! `parking_lot`'s park in one table of the process, whose own locks may be held by a thread that the child does not have.
-//! Nothing here panics while it holds a lock, so poison would say nothing.
+//! `parking_lot`'s park in one table of the process, whose own locks may be held by a thread that the child does not
+//! have. Nothing here panics while it holds a lock, so poison would say nothing.
 
 #[cfg(not(loom))]
 pub(crate) use std::{sync::atomic, thread};

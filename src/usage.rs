@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 
 use crate::bytecode::{Cursor, Dump, Proto};
 
-/// Names of functions by which code can reach any global, run code that has not been seen, or change upvalues that it does not
-/// name. Code in which one of them stands, wherever, counts as code that does.
+/// Names of functions by which code can reach any global, run code that has not been seen, or change upvalues that it
+/// does not name. Code in which one of them stands, wherever, counts as code that does.
 const REACHING: [&[u8]; 11] = [
     b"_G",
     b"dofile",
@@ -71,8 +71,8 @@ pub fn is_ready() -> bool {
     OPCODES.get().is_some()
 }
 
-/// Tells what this process's LuaJIT is like: the dump of [`OPCODES_SOURCE`], and the globals that every VM has. The first
-/// call counts.
+/// Tells what this process's LuaJIT is like: the dump of [`OPCODES_SOURCE`], and the globals that every VM has. The
+/// first call counts.
 pub fn learn(dump: &[u8], builtin: &[u8]) {
     BUILTIN.get_or_init(|| {
         let mut names: Vec<Box<[u8]>> = builtin.split(|byte| *byte == b'\n').map(Box::from).collect();
@@ -120,8 +120,8 @@ impl Usage {
 
     fn find(dump: &[u8], opcodes: Opcodes) -> Option<Self> {
         let mut usage = Self::default();
-        // As LuaJIT loads it: a finished prototype waits on a stack until its parent takes it. What waits is what it does
-        // with its parent's upvalues.
+        // As LuaJIT loads it: a finished prototype waits on a stack until its parent takes it. What waits is what it
+        // does with its parent's upvalues.
         let mut waiting: Vec<Upvalues<'_>> = Vec::new();
         for proto in &Dump::parse(dump)?.protos {
             let mut upvalues = Upvalues::default();
@@ -200,8 +200,8 @@ fn outer<'a>(dump: &[u8], proto: &Proto, upvalues: &Upvalues<'a>) -> Option<Upva
     Some(theirs)
 }
 
-/// The object constants of a prototype, `None` for those that are no strings. Its children are taken from `waiting`, and
-/// what they do with its upvalues is added to `upvalues`.
+/// The object constants of a prototype, `None` for those that are no strings. Its children are taken from `waiting`,
+/// and what they do with its upvalues is added to `upvalues`.
 fn constants<'a>(
     dump: &'a [u8],
     proto: &Proto,

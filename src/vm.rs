@@ -34,7 +34,8 @@ const NO_PATHS: u32 = u32::MAX;
 /// Every so many turns a worker looks for a job before its events, or sessions that sleep shortly again and again would
 /// keep new jobs out.
 const JOBS_FIRST: u32 = 31;
-/// How many spare parcels a host keeps; and a worker, where those of asynchronous jobs end, which it has little use for.
+/// How many spare parcels a host keeps; and a worker, where those of asynchronous jobs end, which it has little use
+/// for.
 const SPARE: usize = 4096;
 const WORKER_SPARE: usize = 128;
 /// How many bytes the buffers of those may have that are not small, together.
@@ -488,15 +489,16 @@ impl Vm {
         self.initializing.set(initializing);
     }
 
-    /// Whether the job in `slot`, or one that waits for it, is one of this pool: then it must not wait for that pool's end.
+    /// Whether the job in `slot`, or one that waits for it, is one of this pool: then it must not wait for that pool's
+    /// end.
     pub fn has_ancestor_in(&self, slot: Option<usize>, pool: u32) -> bool {
         let running = self.running.borrow();
         let parcel = slot.and_then(|slot| running.get(slot)?.as_ref()).map(|running| &running.job.value);
         parcel.is_some_and(|parcel| parcel.pool == pool || Chain::contains(parcel.chain.as_ref(), pool))
     }
 
-    /// Whether a signal ended the last wait. If the host's handler made the interpreter raise, nothing has been waited for
-    /// since; after any other signal the scheduler goes on waiting.
+    /// Whether a signal ended the last wait. If the host's handler made the interpreter raise, nothing has been waited
+    /// for since; after any other signal the scheduler goes on waiting.
     pub fn is_interrupted(&self) -> bool {
         self.interrupted.get()
     }

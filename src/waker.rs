@@ -25,8 +25,8 @@ use crate::sync::{
     thread,
 };
 
-/// How often an idle thread looks again before it sleeps, while a core is free for it: some ten microseconds, about what
-/// waking it from sleep would cost.
+/// How often an idle thread looks again before it sleeps, while a core is free for it: some ten microseconds, about
+/// what waking it from sleep would cost.
 pub const SPINS: u32 = 1_000;
 
 /// VM threads of this process that are not blocked in a wait.

@@ -10,7 +10,7 @@
 //!          | KEY bytes | KEYREF u8        a table's string keys: the n-th KEY of a message is KEYREF n later
 //!          | NAMED str str                a module's field; an empty second name: the module itself
 //!          | POOL u32 | REF ordinal | OWN ordinal
-//!          | LENT number | OWN_STRING number      a long string that stands beside the bytes; one that the job was sent so
+//!          | LENT number | OWN_STRING number a long string that stands beside the bytes; one that the job was sent so
 //!          | TABLE+flags [contents [value]]   the metatable behind the contents, where flags say META
 //!          | FUNC+flags code:varint nups:u8 [value] [cell*nups]   the environment first, where flags say ENV
 //!          | CDATA+flags str str            the name of an FFI type of numbers, and the bytes
@@ -20,20 +20,21 @@
 //! shape    = number:varint, 0 for no key; the next new number: then also len:u8 (1 to MAX_SHAPE) str*len
 //! cell     = CELL value | CELL_SHARED value | CELLREF ordinal | CELL_OWN ordinal upvalue:u8
 //! extra    = GLOBAL str value | LEFT_OUT str str            a job's: a global by name; or why it is not there
-//!          | SET ordinal value value | SET_META ordinal value | SET_CELL ordinal upvalue:u8 value     an outcome's: changes
+//!          | SET ordinal value value | SET_META ordinal value | SET_CELL ordinal upvalue:u8 value an outcome's:
+//!          changes
 //!          | SET_ENV ordinal value | SET_GLOBAL value value | SET_BYTES ordinal str       of what the job was sent
 //! ```
-//! **Identity.** Tables, functions and cdata are numbered in the order in which they begin, cells in an order of their own. An
-//! object is written where it is first met; met again, it is a REF, and the flag SHARED is set in the tag already
-//! written. So the decoder keeps only those objects that are named again.
+//! **Identity.** Tables, functions and cdata are numbered in the order in which they begin, cells in an order of their
+//! own. An object is written where it is first met; met again, it is a REF, and the flag SHARED is set in the tag
+//! already written. So the decoder keeps only those objects that are named again.
 //!
 //! **Shapes.** Records of one kind have the same string keys in the same order: those are written once, and numbered.
 //!
-//! **Both ways.** With the flag KEEP in a job's message, both sides keep all its objects by ordinal. The outcome then names the
-//! submitter's own objects: OWN, CELL_OWN, and the SET extras, which change them.
+//! **Both ways.** With the flag KEEP in a job's message, both sides keep all its objects by ordinal. The outcome then
+//! names the submitter's own objects: OWN, CELL_OWN, and the SET extras, which change them.
 //!
-//! **Depth.** Beyond [`MAX_DEPTH`] nested objects an object's contents are DEFERRED: the value ends behind its head, and
-//! the contents follow as a body behind the roots. Neither side recurses deeper, whatever the message.
+//! **Depth.** Beyond [`MAX_DEPTH`] nested objects an object's contents are DEFERRED: the value ends behind its head,
+//! and the contents follow as a body behind the roots. Neither side recurses deeper, whatever the message.
 
 use std::sync::Arc;
 
@@ -147,8 +148,8 @@ impl Message {
         self.codes.clear();
     }
 
-    /// As [`Message::clear`], but for the codes: whoever has put them in lets go of them when the message is back, so that
-    /// their counts stay in that core's cache.
+    /// As [`Message::clear`], but for the codes: whoever has put them in lets go of them when the message is back, so
+    /// that their counts stay in that core's cache.
     pub fn clear_values(&mut self) {
         empty(&mut self.bytes);
         self.modules.clear();
@@ -163,8 +164,8 @@ pub fn keeps(bytes: &[u8]) -> bool {
 
 /// What a buffer may have without being counted by whoever keeps it.
 pub const SMALL: usize = 64 * 1024;
-/// What a buffer may have and be kept: memory that has just been used is there at once, and new memory costs more than what is
-/// written into it. A VM keeps few that are not small.
+/// What a buffer may have and be kept: memory that has just been used is there at once, and new memory costs more than
+/// what is written into it. A VM keeps few that are not small.
 pub const LARGE: usize = 2 << 20;
 
 /// Empties a buffer and keeps its memory, unless that is too large.

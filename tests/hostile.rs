@@ -1,7 +1,8 @@
 //! Bytes that no encoder wrote: decoding them gives values or an error, and takes no more memory than they could fill.
 //! And memory that runs out at any moment: that is an error, and nothing is lost.
 //!
-//! `cargo test --no-default-features --test hostile`, with Debian's libluajit-5.1-dev. `MSYS_CASES=<number>` runs more of it.
+//! `cargo test --no-default-features --test hostile`, with Debian's libluajit-5.1-dev. `MSYS_CASES=<number>` runs more
+//! of it.
 #![cfg(not(any(feature = "module", loom)))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 

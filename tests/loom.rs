@@ -1,5 +1,5 @@
-//! loom models of the waker, the mailbox, the sleep protocol and leases: every interleaving of a few threads, within a bound on
-//! preemptions. A lost wake-up shows as a deadlock, which loom reports.
+//! loom models of the waker, the mailbox, the sleep protocol and leases: every interleaving of a few threads, within a
+//! bound on preemptions. A lost wake-up shows as a deadlock, which loom reports.
 //!
 //! `make test-loom`, or `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --test loom`.
 #![cfg(loom)]

@@ -1,5 +1,5 @@
-//! Pools without a VM: a worker here is a loop that takes jobs and delivers them, so that queues, sleeping, waking and the
-//! ends of pools are tested by cargo alone.
+//! Pools without a VM: a worker here is a loop that takes jobs and delivers them, so that queues, sleeping, waking and
+//! the ends of pools are tested by cargo alone.
 #![cfg(not(loom))]
 
 use std::{

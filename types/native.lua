@@ -39,8 +39,8 @@ function native.next(block, deep) end
 ---@return any ...
 function native.open(slot) end
 
---- Ends a job with its outcome: gives true (or the message's size) and whether the memory's limit was met; or nil, a reason,
---- its value and why that cannot cross, and the job goes on.
+--- Ends a job with its outcome: gives true (or the message's size) and whether the memory's limit was met; or nil, a
+--- reason, its value and why that cannot cross, and the job goes on.
 ---@param slot integer
 ---@param flags integer
 ---@param ok boolean
@@ -51,8 +51,8 @@ function native.open(slot) end
 ---@return string? why
 function native.finish(slot, flags, ok, ...) end
 
---- Closure, completion and arguments of a job that somebody waits for, as they are now; nothing where nothing of them can
---- have changed.
+--- Closure, completion and arguments of a job that somebody waits for, as they are now; nothing where nothing of them
+--- can have changed.
 ---@param slot integer
 ---@return function? closure
 ---@return nil completion

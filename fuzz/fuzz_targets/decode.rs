@@ -1,6 +1,7 @@
 //! The decoder, and what reads a job's message again at its end: bytes, beside the codes and strings of a true message.
 //!
-//! The first byte says which of the harness's messages that is; the second whether the bytes are a job's or an outcome's.
+//! The first byte says which of the harness's messages that is; the second whether the bytes are a job's or an
+//! outcome's.
 
 #![no_main]
 

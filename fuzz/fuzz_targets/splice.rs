@@ -1,5 +1,5 @@
-//! The reader of LuaJIT's dumps: a factory spliced from a dump, and what its code is found to do. Nothing is loaded: LuaJIT does
-//! not check dumps, and gets those only that it has written.
+//! The reader of LuaJIT's dumps: a factory spliced from a dump, and what its code is found to do. Nothing is loaded:
+//! LuaJIT does not check dumps, and gets those only that it has written.
 
 #![no_main]
 

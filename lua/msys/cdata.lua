@@ -1,8 +1,8 @@
 --- FFI objects without pointers in them, as a type's name and bytes, and back: numbers, enums, structs, unions, arrays.
 ---
 --- `src/encode/values.rs` and `src/decode.rs` call `pack`, `unpack` and `fill`, which they find in the registry: LuaJIT
---- has no C API for cdata. What LuaJIT knows of a type comes from `ffi.typeinfo`: `info` has the kind in its upper four bits, and the
---- number of the type that it is made of in its lower sixteen.
+--- has no C API for cdata. What LuaJIT knows of a type comes from `ffi.typeinfo`: `info` has the kind in its upper four
+--- bits, and the number of the type that it is made of in its lower sixteen.
 
 local native = require "msys.native"
 
@@ -14,6 +14,7 @@ local cdata = {}
 -- Kinds, as LuaJIT numbers them.
 local NUMBER, STRUCT, ARRAY, ENUM, ATTRIBUTE, FIELD, BITFIELD = 0, 1, 3, 5, 8, 9, 10
 
+---@type any
 local ffi
 
 --- Whether a type holds nothing but numbers; `open` allows an array whose length each object has of its own.
@@ -45,16 +46,18 @@ end
 ---@type table<integer, { name: string, scalar: boolean } | false>
 local known = {}
 
+---@return { name: string, scalar: boolean } | false
 local function learn(ctype, id)
   local name = tostring(ctype):match "^ctype<(.*)>$"
   -- A struct without a name has a number in its place, which `typeof` does not take.
   local ok, named = pcall(ffi.typeof, name)
+  ---@type { name: string, scalar: boolean } | false
   local found = false
   if ok and tonumber(named) == id and is_plain(id, true) then
     local kind = bit.rshift(ffi.typeinfo(id).info, 28)
     -- What is made of many numbers can be addressed as it is; LuaJIT counts complex numbers among arrays.
-    local scalar = kind ~= STRUCT and not name:find("[", 1, true)
-    found = { name = name, scalar = scalar }
+    ---@cast name string
+    found = { name = name, scalar = kind ~= STRUCT and not name:find("[", 1, true) }
   end
   known[id] = found
   return found
@@ -125,7 +128,7 @@ end
 ---@param bytes string
 function cdata.fill(value, bytes)
   ffi = ffi or require "ffi"
-  ffi.copy(value, bytes, math.min(#bytes, ffi.sizeof(value)))
+  ffi.copy(value, bytes, math.min(#bytes, ffi.sizeof(value) --[[@as integer]]))
 end
 
 native.set_cdata(cdata.pack, cdata.unpack, cdata.fill)

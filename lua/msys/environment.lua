@@ -1,6 +1,7 @@
 --- The environment of a job that names globals of its script's: what came along, and behind it the VM's globals.
 ---
---- `src/decode.rs` calls `new` and `leave_out`, and makes what is no more than an empty table with `behind` itself. Which globals a function names is found in its bytecode:
+--- `src/decode.rs` calls `new` and `leave_out`, and makes what is no more than an empty table with `behind` itself.
+--- Which globals a function names is found in its bytecode:
 --- `src/usage.rs`.
 
 local native = require "msys.native"
@@ -24,12 +25,17 @@ function environment.capture(on)
   return before
 end
 
-local globals = package.loaded._G
+local globals = package.loaded._G --[[@as table]]
 
 --- All environments made here that are still in use. To the encoder they are the globals, as are all tables with the
 --- metatable `behind`.
 ---@type table<table, true>
 local known = setmetatable({}, { __mode = "k" })
+
+--- Raises where a job reads a global that was left out.
+local function missing(name, why)
+  error(("global '%s' did not come along: it cannot be sent (%s)"):format(name, why), 3)
+end
 
 --- The metatable of an environment in which a global of the VM's was set to nil, or one left out.
 local function meta_with_less()
@@ -37,8 +43,7 @@ local function meta_with_less()
   function meta.__index(_, key)
     if meta.removed[key] then return nil end
     local value = globals[key]
-    local text = value == nil and meta.left_out[key]
-    if text then error(("global '%s' did not come along: it cannot be sent (%s)"):format(key, text), 2) end
+    if value == nil and meta.left_out[key] then missing(key, meta.left_out[key]) end
     return value
   end
   function meta.__newindex(env, key, value)
@@ -91,8 +96,8 @@ local function copy()
   })
 end
 
---- The environment of a pool's init. What it assigns is for all that follow; what came along is seen where the VM has nothing
---- of that name.
+--- The environment of a pool's init. What it assigns is for all that follow; what came along is seen where the VM has
+--- nothing of that name.
 local function for_init()
   local sent = {}
   return setmetatable({}, {
@@ -130,8 +135,9 @@ function environment.leave_out(env, name, why)
     meta.removed, meta.left_out = meta.removed or {}, {}
     function meta.__index(_, key)
       local value = index(env, key)
-      local text = value == nil and not meta.removed[key] and meta.left_out[key]
-      if text then error(("global '%s' did not come along: it cannot be sent (%s)"):format(key, text), 2) end
+      if value == nil and meta.left_out[key] and not meta.removed[key] then
+        missing(key, meta.left_out[key])
+      end
       return value
     end
     if not meta.__newindex then

@@ -54,8 +54,8 @@ end
 ---@type table<any, true>
 local named = {}
 
---- The C functions of the libraries when msys was loaded, with their names: a script may have one at hand that it has put
---- another in the place of.
+--- The C functions of the libraries when msys was loaded, with their names: a script may have one at hand that it has
+--- put another in the place of.
 ---@type [function, string, string][]
 local original = {}
 for _, library in ipairs { "_G", unpack(LIBRARIES) } do

@@ -65,10 +65,11 @@ function refusal.kind_of(value)
     return ("%s '%s'"):format(is_type and "ctype" or "cdata", ctype)
   elseif kind == "userdata" or kind == "table" then
     local name = name_of(value)
-    ---@cast value any
     if name then
       return ("%s '%s'"):format(kind, name)
-    elseif kind == "userdata" and io.type(value) then
+    elseif
+      kind == "userdata" and io.type(value --[[@as any]])
+    then
       return "userdata 'file'"
     end
   end
@@ -89,7 +90,9 @@ local function parts(node)
     local meta = debug.getmetatable(value)
     if meta then add(meta, "the metatable of " .. node.name, node.tail) end
   elseif type(value) == "function" then
-    if (debug.getinfo(value, "S") --[[@as debuglib.DebugInfo]]).source == "=[msys.worker]" then
+    if
+      (debug.getinfo(value, "S") --[[@as debuglib.DebugInfo]]).source == "=[msys.worker]"
+    then
       -- A generator of `coroutine.wrap`, which in a worker is a function of msys's.
       for place = 1, 255 do
         local name, upvalue = debug.getupvalue(value, place)
@@ -157,7 +160,7 @@ end
 
 --- The largest parts of a message, with their sizes.
 ---@param roots { name: string, value: any }[]
----@return string  for example `; the largest parts are upvalue 'rows' with 12.3 MiB and argument 1 with 2.0 KiB`, or nothing
+---@return string  for example `; the largest parts are upvalue 'rows' with 12.3 MiB and argument 1 with 2.0 KiB`
 local function largest(roots)
   local found = {}
   local function add(name, value)

@@ -144,7 +144,9 @@ function threadpool.create(options)
     plain[key] = value
   end
   if plain.init then
-    if (debug.getinfo(plain.init, "S") --[[@as debuglib.DebugInfo]]).what == "C" then
+    if
+      (debug.getinfo(plain.init, "S") --[[@as debuglib.DebugInfo]]).what == "C"
+    then
       error("msys.threadpool.create: init must be a Lua function, got a C function", 2)
     end
     local text = pack(plain.init, false)

@@ -93,7 +93,8 @@ local function too_large(limit, size, slot, pool, ...)
   return "msys.runInPool: " .. refusal.too_large(size, pool, limit, roots)
 end
 
---- LuaJIT itself does not do so when a limit of memory is met, and is slow to do so after large strings (see src/memory.rs).
+--- LuaJIT itself does not do so when a limit of memory is met, and is slow to do so after large strings (see
+--- src/memory.rs).
 local function collect_garbage()
   collectgarbage()
   native.memory_settled()

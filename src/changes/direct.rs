@@ -164,8 +164,8 @@ impl Collector<'_> {
         }
     }
 
-    /// Whether a slot holds what the message has next, which is compared inside too; `None`, with nothing read, where the value has to
-    /// be pushed for that.
+    /// Whether a slot holds what the message has next, which is compared inside too; `None`, with nothing read, where
+    /// the value has to be pushed for that.
     #[inline]
     unsafe fn is_same_slot(&mut self, now: Slot) -> Step<Option<bool>> {
         let before = self.reader;
@@ -198,7 +198,8 @@ impl Collector<'_> {
                     match now.value() {
                         Value::Table(table) if !object.is_null() => std::ptr::eq(table.cast(), object),
                         _ => {
-                            // Of other objects, the API's address is not that of the head; and what was unpacked may be no object.
+                            // Of other objects, the API's address is not that of the head; and what was unpacked may be
+                            // no object.
                             self.reader = before;
                             return Ok(None);
                         }

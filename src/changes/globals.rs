@@ -50,8 +50,8 @@ impl Collector<'_> {
         }
     }
 
-    /// Whether this VM has a global of its own by the name at `name`, which is why the job did not get the one that came along; and the
-    /// job's, which is behind the name, is that, or nil where it sees this VM's behind its own.
+    /// Whether this VM has a global of its own by the name at `name`, which is why the job did not get the one that
+    /// came along; and the job's, which is behind the name, is that, or nil where it sees this VM's behind its own.
     unsafe fn is_own_global(&self, name: c_int) -> bool {
         // SAFETY: what is pushed is taken off.
         unsafe {

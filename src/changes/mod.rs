@@ -1,7 +1,8 @@
 //! What a job has changed of what it was sent: its message is read again, beside the objects that were made from it.
 //!
 //! Called by `host` when a synchronous job ends, through [`collect`]: an outer function that cannot raise around an
-//! inner one that can. Nothing is written here; the changes are listed for `encode`, which writes them behind the outcome.
+//! inner one that can. Nothing is written here; the changes are listed for `encode`, which writes them behind the
+//! outcome.
 //!
 //! The way is the decoder's: each object is met where it was first met there, and compared with the object of that
 //! ordinal, whatever has become of the one that held it. A table's keys are looked up one by one; then its entries are
@@ -50,8 +51,8 @@ struct Collector<'a> {
     roots: bool,
 }
 
-/// Stack places in the inner function, behind its argument: the table of the job's objects, the list of changes or nil, the set of
-/// names of globals that were sent, the table of the shapes' keys, the message's keys.
+/// Stack places in the inner function, behind its argument: the table of the job's objects, the list of changes or nil,
+/// the set of names of globals that were sent, the table of the shapes' keys, the message's keys.
 const OBJECTS: c_int = 2;
 const CHANGES: c_int = 3;
 const NAMES: c_int = 4;
@@ -76,8 +77,8 @@ pub enum Wanted {
 /// Takes the table of the job's objects off, and pushes what is wanted.
 ///
 /// # Safety
-/// `state` is the VM of `functions`, on this thread, with two free slots; `inner` is the stack index of [`inner`] as a C
-/// function; the table that belongs to `origin` is on top.
+/// `state` is the VM of `functions`, on this thread, with two free slots; `inner` is the stack index of [`inner`] as a
+/// C function; the table that belongs to `origin` is on top.
 pub unsafe fn collect(
     state: *mut lua_State,
     inner: c_int,

@@ -62,7 +62,8 @@ impl Encoder<'_> {
         }
     }
 
-    /// Whether the global whose name is at `name` was left out of the job that is running here: so it is of jobs of that job.
+    /// Whether the global whose name is at `name` was left out of the job that is running here: so it is of jobs of
+    /// that job.
     unsafe fn left_out_here(&mut self, name: c_int) -> bool {
         // SAFETY: tables are asked for keys. What is pushed is taken off by the caller.
         unsafe {

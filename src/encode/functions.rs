@@ -73,7 +73,8 @@ impl Encoder<'_> {
         }
     }
 
-    /// Notes what a job's function at `at` needs besides itself; `globals` is the stack index of what it sees as the globals.
+    /// Notes what a job's function at `at` needs besides itself; `globals` is the stack index of what it sees as the
+    /// globals.
     unsafe fn note_usage(&mut self, at: c_int, place: usize, globals: Option<c_int>, capture: bool) {
         let Some(usage) = self.message.codes.get(place).map(|code| &raw const *code.usage()) else { return };
         // SAFETY: the message keeps the code, and what has been found out about it stays.

@@ -54,7 +54,8 @@ pub enum Purpose<'a> {
     Outcome(Option<Back<'a>>),
 }
 
-/// What an outcome says of the submitter's objects. Two more values are on top of the outcome's: the list of changes (see
+/// What an outcome says of the submitter's objects. Two more values are on top of the outcome's: the list of changes
+/// (see
 /// `changes`) or nil, and the table of the job's objects.
 #[derive(Clone, Copy, Debug)]
 pub struct Back<'a> {
@@ -169,15 +170,16 @@ struct Encoder<'a> {
     kept: c_int,
     /// Ordinal 0 is the first value, the closure: it is kept only if there is a reason to keep anything.
     root_is_first: bool,
-    /// Stack index of the environment that the job's functions have in this VM, if they are of a job here; else of a nil.
+    /// Stack index of the environment that the job's functions have in this VM, if they are of a job here; else of a
+    /// nil.
     environment: c_int,
     ordinals: u32,
     cells: u32,
     /// How many bytes have been lent: they count as the message's.
     lent_size: usize,
     flags: u8,
-    /// Something of the message can be assigned, or come back as itself: a cell that its function assigns or shares with functions
-    /// that it makes, the closure.
+    /// Something of the message can be assigned, or come back as itself: a cell that its function assigns or shares
+    /// with functions that it makes, the closure.
     mutable: bool,
     /// Tables were written, which may be modules by now.
     has_tables: bool,
@@ -286,7 +288,8 @@ impl Encoder<'_> {
     /// Writes the values from stack index `first` on.
     ///
     /// # Safety
-    /// (this and the following) In the protected call, with the state's stack as the doc says. What they hold is `Copy`.
+    /// (this and the following) In the protected call, with the state's stack as the doc says. What they hold is
+    /// `Copy`.
     unsafe fn message_from(&mut self, first: c_int) -> Step {
         self.scratch.clear();
         self.message.clear_values();

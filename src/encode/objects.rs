@@ -1,4 +1,5 @@
-//! The objects of one message by address: an open-addressing map, since a general one is half of what a small table costs.
+//! The objects of one message by address: an open-addressing map, since a general one is half of what a small table
+//! costs.
 
 use std::ffi::c_void;
 

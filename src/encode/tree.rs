@@ -1,9 +1,9 @@
 //! Tables, read as they lie in memory (`layout`): most of what a message holds goes this way.
 //!
-//! Nothing of a table is pushed on the stack to be read. What is no plain value (a function, an FFI object, what is to be kept
-//! or left for later) is: the tables on the way to it are then pushed too, each from the one that it was found in, and
-//! stay there until they are done with. So whatever runs Lua meanwhile, the tables that are being read are alive. What
-//! Lua has changed of them is noticed, and no harm: every access is checked against the table as it is.
+//! Nothing of a table is pushed on the stack to be read. What is no plain value (a function, an FFI object, what is to
+//! be kept or left for later) is: the tables on the way to it are then pushed too, each from the one that it was found
+//! in, and stay there until they are done with. So whatever runs Lua meanwhile, the tables that are being read are
+//! alive. What Lua has changed of them is noticed, and no harm: every access is checked against the table as it is.
 
 use std::{cell::Cell, ffi::c_int};
 
@@ -212,8 +212,8 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// Writes the values of a table that has this shape's keys: `surely`, if that has just been found out; but Lua may run
-    /// meanwhile.
+    /// Writes the values of a table that has this shape's keys: `surely`, if that has just been found out; but Lua may
+    /// run meanwhile.
     #[inline]
     unsafe fn values_of(&mut self, frame: &Frame<'_>, shape: u32, mut surely: bool, depth: usize) -> Step {
         let mut written = 0;

@@ -76,8 +76,9 @@ impl Encoder<'_> {
 
     /// An FFI object, which Lua takes apart (`lua/msys/cdata.lua`).
     unsafe fn cdata(&mut self, at: c_int) -> Step {
-        // SAFETY: a cdata object at `at`; its address is its payload's, which no other object has. Three values are pushed
-        // and taken off. The call may raise, which ends the protected call; its two strings stay on the stack while read.
+        // SAFETY: a cdata object at `at`; its address is its payload's, which no other object has. Three values are
+        // pushed and taken off. The call may raise, which ends the protected call; its two strings stay on the stack
+        // while read.
         unsafe {
             let object = ffi::lua_topointer(self.state, at);
             if self.again(object)? || self.own(object) {
@@ -378,8 +379,8 @@ impl Encoder<'_> {
 
     /// An object that packs itself: `__msys_pack` is on top, above the metatable, which are both taken off.
     unsafe fn packed(&mut self, at: c_int, depth: usize) -> Step {
-        // SAFETY: two values become two others, which are taken off at the end; or the outermost of the objects that are being packed
-        // is refused. Text and name are copied before anything else is called.
+        // SAFETY: two values become two others, which are taken off at the end; or the outermost of the objects that
+        // are being packed is refused. Text and name are copied before anything else is called.
         unsafe {
             let value = ffi::lua_gettop(self.state);
             let object = ffi::lua_topointer(self.state, at);
@@ -444,8 +445,8 @@ impl Encoder<'_> {
         self.refuse(if self.in_changes { Refusal::Change } else { Refusal::Value })
     }
 
-    /// Keeps what an object has packed itself into, until the message is written: nobody else may, and objects and keys are
-    /// told by address.
+    /// Keeps what an object has packed itself into, until the message is written: nobody else may, and objects and keys
+    /// are told by address.
     unsafe fn hold(&mut self, at: c_int) {
         // SAFETY: the table is made when it is first needed.
         unsafe {

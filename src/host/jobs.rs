@@ -160,7 +160,8 @@ pub(super) unsafe fn failed(state: *mut lua_State, reason: &[u8], text: &str) ->
     }
 }
 
-/// `submit(pool, mode, ticket, slot, name, flags, closure, completion, args…)` → the job's id (or size), or nil, reason, value, why
+/// `submit(pool, mode, ticket, slot, name, flags, closure, completion, args…)` → the job's id (or size), or nil,
+/// reason, value, why
 unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
     const LEADING: c_int = 6;
     // SAFETY: a C function of ours. What cannot be unwound is in `encode_top`; the rest pushes short strings at most.
@@ -228,8 +229,9 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
 }
 
 /// `next(block, deep)` → a kind and what belongs to it:
-/// nothing · job (slot, whether `paths_of` has other paths, whether memory is short) · outcome (ticket, values…) · report (false, error, info) · require (name) ·
-/// end · lost · failed, of an outcome or report that could not be decoded (ticket or nil, error, pool, job)
+/// nothing · job (slot, whether `paths_of` has other paths, whether memory is short) · outcome (ticket, values…) ·
+/// report (false, error, info) · require (name) · end · lost · failed, of an outcome or report that could not be
+/// decoded (ticket or nil, error, pool, job)
 unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; no Rust value is live across a push that can raise but the parcel, which an
     // unwinding would drop with its message.
@@ -390,7 +392,8 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `finish(slot, flags, ok, values…)` → true (or a size), whether the memory's limit was met; or nil, reason, value, why and the job goes on
+/// `finish(slot, flags, ok, values…)` → true (or a size), whether the memory's limit was met; or nil, reason, value,
+/// why and the job goes on
 unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
     // SAFETY: as `open`.
     unsafe {
@@ -484,7 +487,8 @@ unsafe fn collect(
     wanted: Wanted,
 ) -> Result<c_int, changes::Raised> {
     let mut scratch = vm.take_scratch();
-    // SAFETY: the table of the slot's objects is the one that belongs to `origin`; the fourth upvalue is the inner function.
+    // SAFETY: the table of the slot's objects is the one that belongs to `origin`; the fourth upvalue is the inner
+    // function.
     let collected = unsafe {
         ffi::lua_checkstack(state, 6);
         let inner = ffi::lua_upvalueindex(CHANGES);
@@ -495,8 +499,8 @@ unsafe fn collect(
     collected
 }
 
-/// `sent_to(slot)` → closure, completion and arguments of a job that somebody waits for, as they are now; nothing if nothing of
-/// them can have changed
+/// `sent_to(slot)` → closure, completion and arguments of a job that somebody waits for, as they are now; nothing if
+/// nothing of them can have changed
 unsafe extern "C-unwind" fn sent_to(state: *mut lua_State) -> c_int {
     // SAFETY: as `open`.
     unsafe {

@@ -1,8 +1,9 @@
 //! `msys.native`: the functions that the Lua face sees. Private to it; `types/native.lua` gives their types.
 //!
 //! Called by `lib` (a host's `require`) and `worker`. What a job's way needs is written against LuaJIT's C API
-//! (`jobs`, `waits`, `names`); what happens rarely is written with mlua and serde (`pools`). Every C function has four upvalues: the
-//! VM's block, and the protected halves of `encode`, `decode` and `changes`, so that calling those allocates nothing.
+//! (`jobs`, `waits`, `names`); what happens rarely is written with mlua and serde (`pools`). Every C function has four
+//! upvalues: the VM's block, and the protected halves of `encode`, `decode` and `changes`, so that calling those
+//! allocates nothing.
 //!
 //! Misuse is checked by the Lua face, which knows the caller's line; here it must merely do no harm.
 
@@ -39,8 +40,8 @@ const CHANGES: c_int = 4;
 const POOL: &CStr = c"msys.pool";
 const POOLS: &CStr = c"msys.pools";
 
-/// How many waits that cannot suspend may be inside each other, and how much C stack each is given: `string.gsub` with its
-/// buffer is the largest of the C functions that LuaJIT brings.
+/// How many waits that cannot suspend may be inside each other, and how much C stack each is given: `string.gsub` with
+/// its buffer is the largest of the C functions that LuaJIT brings.
 const MAX_PUMPS: usize = 200;
 const PUMP_STACK: usize = 24 << 10;
 

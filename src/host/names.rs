@@ -47,8 +47,8 @@ unsafe extern "C-unwind" fn set_cdata(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `set_environment(behind, new, leave_out, known, kind_of, builtin)`: see `lua/msys/environment.lua`; `builtin()` gives the names of the
-/// globals that every VM has, and is called once in the process
+/// `set_environment(behind, new, leave_out, known, kind_of, builtin)`: see `lua/msys/environment.lua`; `builtin()`
+/// gives the names of the globals that every VM has, and is called once in the process
 unsafe extern "C-unwind" fn set_environment(state: *mut lua_State) -> c_int {
     // SAFETY: arguments by index. What may raise comes while no Rust value is live but the buffer, which would leak.
     unsafe {

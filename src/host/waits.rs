@@ -168,7 +168,8 @@ unsafe extern "C-unwind" fn has_ancestor_in(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `init_failed(text, traceback)` → whether jobs failed with it: this worker ends, and if none serves, queued jobs say why
+/// `init_failed(text, traceback)` → whether jobs failed with it: this worker ends, and if none serves, queued jobs say
+/// why
 unsafe extern "C-unwind" fn init_failed(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {

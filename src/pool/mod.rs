@@ -2,8 +2,8 @@
 //!
 //! Called by `registry`, `vm` and `host`. Knows no Lua.
 //!
-//! **A job's way.** [`Pool::submit`] counts it in, pushes it (own deque or injector) and wakes at most one worker. A worker's
-//! [`Worker::find`] takes it and counts it out. [`deliver`] brings the outcome to the submitter's inbox.
+//! **A job's way.** [`Pool::submit`] counts it in, pushes it (own deque or injector) and wakes at most one worker. A
+//! worker's [`Worker::find`] takes it and counts it out. [`deliver`] brings the outcome to the submitter's inbox.
 //!
 //! **The end of a pool.** `shutdown` sets the state, so that submits are refused, and wakes everyone. A worker without
 //! sessions that finds no job then ends. A submit that read the state before still pushes: after its fence it

@@ -1,9 +1,10 @@
 //! Where jobs wait: the pool's injectors, and deques on each worker.
 //!
-//! Jobs from outside go to an injector; a worker takes them in batches, oldest first, so that with one worker the order is
-//! that of submission. A worker's own submits go to deques of their own: it takes them back newest first, others steal the
-//! oldest. Each [`Rank`] has queues apart: a worker at its limit of sessions takes only jobs above a rank. Whoever is
-//! waited for by a job of the pool is then runnable by the very worker that waits, so no chain of waiting jobs can stall.
+//! Jobs from outside go to an injector; a worker takes them in batches, oldest first, so that with one worker the order
+//! is that of submission. A worker's own submits go to deques of their own: it takes them back newest first, others
+//! steal the oldest. Each [`Rank`] has queues apart: a worker at its limit of sessions takes only jobs above a rank.
+//! Whoever is waited for by a job of the pool is then runnable by the very worker that waits, so no chain of waiting
+//! jobs can stall.
 
 use crossbeam_deque::{Injector, Steal, Stealer, Worker as Deque};
 

@@ -14,8 +14,8 @@ use crate::{
     waker::{self, SPINS, Wait},
 };
 
-/// Every so many searches a worker looks at jobs from outside before its own submits, or these could keep the others out
-/// for ever. A prime, as in tokio's scheduler, to fall in step with nothing.
+/// Every so many searches a worker looks at jobs from outside before its own submits, or these could keep the others
+/// out for ever. A prime, as in tokio's scheduler, to fall in step with nothing.
 const OUTSIDE_FIRST: u32 = 61;
 
 /// What a worker with nothing to run does next.
@@ -205,8 +205,8 @@ impl Worker {
         false
     }
 
-    /// Whether the pool has become smaller and this worker, which has no session, is one too many: then it is counted out,
-    /// and must end, though there may be jobs.
+    /// Whether the pool has become smaller and this worker, which has no session, is one too many: then it is counted
+    /// out, and must end, though there may be jobs.
     pub fn is_superfluous(&self) -> bool {
         if !self.pool.shrinking.load(Ordering::Acquire) {
             return false;
