@@ -17,6 +17,7 @@ without_loom! { luajit layout memory error bytecode usage code wire outcome }
 pub mod waker;
 pub mod mailbox;
 pub mod sleep;
+pub mod locks;
 without_loom! { gate timer job pool registry }
 without_loom! { origin functions encode decode changes vm host worker }
 
