@@ -7,7 +7,7 @@
 use std::ffi::c_int;
 
 use crate::{
-    functions::Functions,
+    functions::{Functions, Handles},
     luajit::{self, ffi, lua_State, lua_upvaluejoin, push_bytes},
     origin::Origin,
     wire::{self, MAX_DEPTH, MAX_KEYS, MAX_SHAPE, MAX_SHAPES, Malformed, Message, Reader, flag, tag},
@@ -31,9 +31,6 @@ pub enum Role<'a> {
     /// An outcome or a report; of a job that was sent under this ticket, if it speaks of what was kept then.
     Outcome(Option<u64>),
 }
-
-/// Pushes the handle of a pool with this id: told by `host`, which owns the metatable. May raise.
-pub type PushPool = unsafe fn(*mut lua_State, u32);
 
 /// Memory that a decoding needs and the next one uses again.
 #[derive(Debug, Default)]
@@ -76,7 +73,7 @@ struct Deferred {
 struct Decoder<'a> {
     state: *mut lua_State,
     functions: &'a Functions,
-    push_pool: PushPool,
+    handles: Handles,
     message: &'a Message,
     reader: Reader<'a>,
     scratch: &'a mut Scratch,
@@ -154,7 +151,7 @@ pub unsafe fn decode(
     state: *mut lua_State,
     inner: c_int,
     functions: &Functions,
-    push_pool: PushPool,
+    handles: Handles,
     message: &Message,
     scratch: &mut Scratch,
     role: Role<'_>,
@@ -165,7 +162,7 @@ pub unsafe fn decode(
     let mut decoder = Decoder {
         state,
         functions,
-        push_pool,
+        handles,
         message,
         reader: Reader::new(&message.bytes),
         scratch,
@@ -548,7 +545,8 @@ impl Decoder<'_> {
                     ffi::lua_pushvalue(self.state, FIRST_KEY + number);
                 }
                 tag::NAMED => return self.named(),
-                tag::POOL => (self.push_pool)(self.state, self.reader.u32()?),
+                tag::POOL => (self.handles.push_pool)(self.state, self.reader.u32()?),
+                tag::HANDLE => return self.handle(),
                 tag::OWN => return self.push_own(),
                 tag::REF => {
                     let ordinal = self.reader.varint()?;
@@ -561,6 +559,16 @@ impl Decoder<'_> {
                 _ => return Err(Stop::Malformed),
             }
         }
+        Ok(())
+    }
+
+    /// Pushes the handle of an object that stands beside the bytes.
+    unsafe fn handle(&mut self) -> Step {
+        let number = usize::try_from(self.reader.varint()?).map_err(|_| Stop::Malformed)?;
+        let message = self.message;
+        let object = message.handles.get(number).ok_or(Stop::Malformed)?;
+        // SAFETY: one push, in the protected call; the message outlives it.
+        unsafe { (self.handles.push_object)(self.state, object) };
         Ok(())
     }
 

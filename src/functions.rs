@@ -23,6 +23,7 @@ use crate::{
     code::Code,
     layout,
     luajit::{MAX_UPVALUES, MODE_FUNCTION_OFF, ffi, lua_State, luaJIT_setmode, push_bytes},
+    wire::{Handle, Object},
 };
 
 /// How many factories a generation holds.
@@ -41,6 +42,17 @@ pub struct Name {
     pub field: Arc<str>,
     /// Every VM has it: the receiver need not load it first.
     pub builtin: bool,
+}
+
+/// What the VM's handles are, told by `host`, which owns their metatables.
+#[derive(Clone, Copy, Debug)]
+pub struct Handles {
+    /// What the userdata at an index is a handle of, if it is one.
+    pub of: unsafe fn(*mut lua_State, c_int) -> Option<Handle>,
+    /// Pushes the VM's one handle of a pool. May raise.
+    pub push_pool: unsafe fn(*mut lua_State, u32),
+    /// Pushes the VM's one handle of an object. May raise, with the object uncounted.
+    pub push_object: unsafe fn(*mut lua_State, &Arc<dyn Object>),
 }
 
 /// See the module.

@@ -11,6 +11,7 @@ use std::sync::{
 };
 
 use crate::{
+    locks::Ancestors,
     mailbox::{Mailbox, Node},
     sleep::Rank,
     wire::Message,
@@ -147,6 +148,8 @@ pub struct Parcel {
     pub root: Option<Arc<Inbox>>,
     /// The ancestors that wait for it.
     pub chain: Option<Arc<Chain>>,
+    /// The sessions that wait for it, of those that have had to do with locks.
+    pub ancestors: Ancestors,
     /// The closure, and later the outcome.
     pub message: Message,
 }

@@ -3,9 +3,9 @@
 //!
 //! `decode` fills it, `changes` compares with it, `encode` finds in it what the submitter has already.
 
-use std::ffi::c_void;
+use std::{ffi::c_void, sync::Arc};
 
-use crate::wire::{self, LARGE};
+use crate::wire::{self, LARGE, Object};
 
 /// See the module. The objects themselves are kept alive by a Lua table (`theirs` of `functions`).
 #[derive(Debug, Default)]
@@ -18,6 +18,8 @@ pub struct Origin {
     pub cells: Vec<(u32, u8)>,
     /// The strings made from those that were lent, by the address of their bytes.
     pub strings: Vec<*const u8>,
+    /// The objects that crossed by reference.
+    pub handles: Vec<Arc<dyn Object>>,
 }
 
 impl Origin {
@@ -35,5 +37,6 @@ impl Origin {
         self.objects.clear();
         self.cells.clear();
         self.strings.clear();
+        self.handles.clear();
     }
 }

@@ -23,7 +23,8 @@ use std::{
 use crate::{
     code,
     error::{Error, Result},
-    gate,
+    gate, handles,
+    locks::Waits,
     pool::{self, Config, Pool, Worker},
     sync::{Mutex, MutexGuard, RwLockWriteGuard},
     waker,
@@ -177,13 +178,13 @@ thread_local! {
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
 }
 
-/// The locks that a child needs whole: this table's and that of the codes.
-type Held = (MutexGuard<'static, Option<Table>>, RwLockWriteGuard<'static, code::Table>);
+/// The locks that a child needs whole: this table's, that of the codes, and the order of sessions' locks.
+type Held = (MutexGuard<'static, Option<Table>>, RwLockWriteGuard<'static, code::Table>, MutexGuard<'static, Waits>);
 
 extern "C" fn before_fork() {
     let shared = SHARED.lock();
     gate::close(|| shared.as_ref().is_some_and(|table| table.pools.iter().any(|pool| pool.has_worker_inside())));
-    HELD.set(Some((shared, code::lock())));
+    HELD.set(Some((shared, code::lock(), handles::order())));
 }
 
 extern "C" fn after_fork_in_parent() {
@@ -196,7 +197,7 @@ extern "C" fn after_fork_in_child() {
     waker::begin_anew();
     gate::open_in_child();
     let mut held = HELD.take();
-    if let Some(table) = held.as_mut().and_then(|(shared, _)| shared.as_mut()) {
+    if let Some(table) = held.as_mut().and_then(|(shared, ..)| shared.as_mut()) {
         let old = std::mem::take(&mut table.pools);
         table.pools = old.iter().map(|pool| pool.recreate()).collect();
         // The old ones' threads are gone, whatever they held locked: no destructor may look at them.

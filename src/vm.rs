@@ -5,6 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    ffi::c_void,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -16,8 +17,10 @@ use crate::{
     changes, decode, encode,
     error::{Error, Result},
     functions::Functions,
+    handles,
     lease::Lease,
     job::{Chain, Ids, Inbox, Job, Kind, Mode, new_job},
+    locks::{Ancestor, Ancestors, Held, Session, Wake},
     mailbox::{Mailbox, Taken},
     memory::Memory,
     origin::Origin,
@@ -54,6 +57,8 @@ pub enum Next {
     Event(Job),
     /// What a ticket waited for.
     Signal(u64),
+    /// The time of a ticket is over.
+    Timer(u64),
     /// The worker is to end.
     End,
     /// The process is a fork's child: what was under way is not here.
@@ -68,6 +73,59 @@ pub struct Running {
     /// What it came in, if its outcome is to speak of that.
     pub origin: Option<Box<Origin>>,
     started: Instant,
+}
+
+/// A lock that a session has.
+#[derive(Clone, Debug)]
+pub enum HeldLock {
+    /// A mutex.
+    Mutex(Arc<handles::Mutex>),
+    /// A reader-writer lock.
+    RwLock(Arc<handles::RwLock>),
+}
+
+impl HeldLock {
+    /// The address of the object.
+    pub fn address(&self) -> *const c_void {
+        match self {
+            Self::Mutex(mutex) => Arc::as_ptr(mutex).cast(),
+            Self::RwLock(lock) => Arc::as_ptr(lock).cast(),
+        }
+    }
+
+    /// The session has it no more, nor waits for it; whether it had it.
+    fn abandon(&self, session: Session) -> bool {
+        let mut waits = handles::order();
+        let (knocks, had): (Vec<_>, bool) = match self {
+            Self::Mutex(mutex) => {
+                let (knock, had) = mutex.lock.abandon(&mut waits, session);
+                (knock.into_iter().collect(), had)
+            }
+            Self::RwLock(lock) => lock.lock.abandon(&mut waits, session),
+        };
+        drop(waits);
+        knocks.into_iter().for_each(Wake::wake);
+        had
+    }
+
+    /// What it is called.
+    fn name(&self) -> String {
+        match self {
+            Self::Mutex(mutex) => mutex.name(),
+            Self::RwLock(lock) => lock.name(),
+        }
+    }
+}
+
+/// What a session waits for.
+#[derive(Debug)]
+pub enum Awaited {
+    /// A lock.
+    Lock(Session, HeldLock),
+    /// A condition.
+    Condition(Session, Arc<handles::Condition>),
+    /// A channel.
+    Channel(Arc<handles::Channel>),
 }
 
 /// Buffers of one encoding or decoding.
@@ -127,6 +185,10 @@ pub struct Vm {
     #[allow(clippy::vec_box, reason = "taken and given back as boxes: a call moves a pointer, not the maps")]
     scratch: RefCell<Vec<Box<Scratch>>>,
     pools: RefCell<Vec<Option<Arc<Pool>>>>,
+    /// Locks that sessions of this VM have.
+    pub locks: RefCell<Vec<(Session, HeldLock)>>,
+    /// What sessions of this VM wait for, by ticket: to be left when the VM ends.
+    pub awaited: RefCell<FxHashMap<u64, Awaited>>,
     /// Strings that were lent to jobs whose outcomes have not come, by ticket.
     leases: RefCell<FxHashMap<u64, Vec<Arc<Lease>>>>,
 }
@@ -142,6 +204,8 @@ pub struct Order {
     pub slot: Option<usize>,
     /// What the user calls it.
     pub name: Option<Arc<str>>,
+    /// The submitting session, if it has a number: it has had to do with locks.
+    pub session: Option<Session>,
     /// The submitter looks for work right after.
     pub quiet: bool,
 }
@@ -184,6 +248,8 @@ impl Vm {
             scratch: RefCell::default(),
             pools: RefCell::default(),
             leases: RefCell::default(),
+            locks: RefCell::default(),
+            awaited: RefCell::default(),
         }
     }
 
@@ -239,6 +305,68 @@ impl Vm {
         }
     }
 
+    /// A session has released a lock.
+    #[inline]
+    pub fn forget_lock(&self, session: Session, object: *const c_void) {
+        let mut locks = self.locks.borrow_mut();
+        // The last that was locked is most often the first to be released.
+        let found = locks.iter().rposition(|(holder, lock)| *holder == session && std::ptr::eq(lock.address(), object));
+        if let Some(place) = found {
+            let (_, lock) = locks.swap_remove(place);
+            drop(locks);
+            drop(lock);
+        }
+    }
+
+    /// A session has a lock; it may have had it before.
+    pub fn note_lock(&self, session: Session, lock: HeldLock) {
+        let mut locks = self.locks.borrow_mut();
+        if !locks.iter().any(|(holder, known)| *holder == session && std::ptr::eq(known.address(), lock.address())) {
+            locks.push((session, lock));
+        }
+    }
+
+    /// A session has ended: gives the names of the locks that it still had, which are released.
+    pub fn end_session(&self, session: Session) -> Vec<String> {
+        let mut left = Vec::new();
+        loop {
+            let mut locks = self.locks.borrow_mut();
+            let Some(place) = locks.iter().position(|(holder, _)| *holder == session) else { break };
+            let (_, lock) = locks.remove(place);
+            drop(locks);
+            if lock.abandon(session) {
+                left.push(lock.name());
+            }
+        }
+        handles::order().forget(session);
+        left
+    }
+
+    /// A session waits no longer for what has this ticket; `gone` if it was not to be woken, and is not going to try.
+    pub fn leave(&self, ticket: u64, gone: bool) {
+        match self.awaited.borrow_mut().remove(&ticket) {
+            Some(Awaited::Channel(channel)) => channel.leave(ticket, gone),
+            Some(Awaited::Lock(session, lock)) if gone => drop(lock.abandon(session)),
+            Some(Awaited::Condition(session, condition)) if gone => {
+                let knock = condition.lock.abandon(&mut handles::order(), session);
+                knock.into_iter().for_each(Wake::wake);
+            }
+            _ => {}
+        }
+    }
+
+    /// This VM's sessions are gone, with what they had and waited for.
+    fn end_sessions(&self) {
+        let tickets: Vec<u64> = self.awaited.borrow().keys().copied().collect();
+        for ticket in tickets {
+            self.leave(ticket, true);
+        }
+        let sessions: FxHashSet<Session> = self.locks.borrow().iter().map(|(session, _)| *session).collect();
+        for session in sessions {
+            self.end_session(session);
+        }
+    }
+
     /// An empty parcel.
     pub fn take_parcel(&self) -> Job {
         let Some(job) = self.spare.borrow_mut().pop() else { return new_job() };
@@ -267,6 +395,7 @@ impl Vm {
             parcel.name = None;
             parcel.chain = None;
             parcel.root = None;
+            parcel.ancestors = None;
             spare.push(job);
         }
     }
@@ -306,6 +435,8 @@ impl Vm {
         self.scheduled.borrow_mut().clear();
         // In the parent; one that a thread there was reading would never end here.
         std::mem::forget(self.leases.take());
+        std::mem::forget(self.awaited.take());
+        std::mem::forget(self.locks.take());
         if let Ok(waker) = Waker::for_host() {
             // The old one was counted as awake in the parent, and is not dropped here, like all that was under way.
             std::mem::forget(self.inbox.replace(Inbox::new(Mailbox::new(waker))));
@@ -337,6 +468,12 @@ impl Vm {
         parcel.name = order.name;
         parcel.ticket = order.ticket;
         parcel.chain = None;
+        let above = parent.and_then(|parent| parent.job.value.ancestors.clone());
+        parcel.ancestors = match order.session {
+            _ if order.mode != Mode::Sync => None,
+            Some(session) => Some(Arc::new(Ancestor { session, parent: above })),
+            None => above,
+        };
         if order.mode == Mode::Sync
             && let Some(parent) = parent
         {
@@ -544,7 +681,7 @@ impl Vm {
         if timers.is_empty() {
             return None;
         }
-        timers.due(Instant::now()).map(Next::Signal)
+        timers.due(Instant::now()).map(Next::Timer)
     }
 
     /// Puts an event back, to be the next one.
@@ -607,6 +744,17 @@ impl Vm {
         }
     }
 
+    /// The sessions that wait for the job in `slot`.
+    pub fn ancestors(&self, slot: Option<usize>) -> Ancestors {
+        let running = self.running.borrow();
+        slot.and_then(|slot| running.get(slot)?.as_ref()).and_then(|running| running.job.value.ancestors.clone())
+    }
+
+    /// A number for a session, unique in the process.
+    pub fn new_session(&self) -> Session {
+        self.ids.borrow_mut().issue()
+    }
+
     /// Id of the job in `slot`, its pool's name, and its own.
     pub fn describe(&self, slot: usize) -> Option<(u64, Arc<str>, Option<Arc<str>>)> {
         let running = self.running.borrow();
@@ -667,6 +815,7 @@ impl Drop for Vm {
     /// Jobs that are still in progress end with their VM.
     fn drop(&mut self) {
         self.withdraw();
+        self.end_sessions();
         self.inbox.borrow().closed.store(true, Ordering::Release);
         let Some(worker) = &self.worker else { return };
         for running in self.running.get_mut().drain(..).flatten() {

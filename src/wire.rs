@@ -9,7 +9,8 @@
 //! value    = NIL | FALSE | TRUE | NUMBER f64 | INT i32 | STR8 u8 bytes | STR32 u32 bytes | LIGHT u64
 //!          | KEY bytes | KEYREF u8        a table's string keys: the n-th KEY of a message is KEYREF n later
 //!          | NAMED str str                a module's field; an empty second name: the module itself
-//!          | POOL u32 | REF ordinal | OWN ordinal
+//!          | POOL u32 | HANDLE number       an object that crosses by reference, which stands beside the bytes
+//!          | REF ordinal | OWN ordinal
 //!          | LENT number | OWN_STRING number a long string that stands beside the bytes; one that the job was sent so
 //!          | TABLE+flags [contents [value]]   the metatable behind the contents, where flags say META
 //!          | FUNC+flags code:varint nups:u8 [value] [cell*nups]   the environment first, where flags say ENV
@@ -36,7 +37,7 @@
 //! **Depth.** Beyond [`MAX_DEPTH`] nested objects an object's contents are DEFERRED: the value ends behind its head,
 //! and the contents follow as a body behind the roots. Neither side recurses deeper, whatever the message.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use crate::{code::Code, lease::Lease};
 
@@ -98,6 +99,7 @@ pub mod tag {
     pub const SET_BYTES: u8 = 25;
     pub const LENT: u8 = 26;
     pub const OWN_STRING: u8 = 27;
+    pub const HANDLE: u8 = 28;
     pub const TABLE: u8 = 0x40;
     pub const FUNC: u8 = 0x60;
     pub const CDATA: u8 = 0x80;
@@ -124,12 +126,34 @@ pub struct Message {
     pub modules: Vec<Arc<str>>,
     /// Strings that stay with the sender until the outcome has come.
     pub lent: Vec<Arc<Lease>>,
+    /// The objects that cross by reference.
+    pub handles: Vec<Arc<dyn Object>>,
+}
+
+/// What a handle is of. The kinds are in `handles`.
+pub trait Object: fmt::Debug + Send + Sync {
+    /// A number for its type: whoever knows that knows what is behind the pointer.
+    fn kind(&self) -> u32;
+}
+
+/// What crosses by reference.
+#[derive(Clone, Debug)]
+pub enum Handle {
+    /// A pool, by its id.
+    Pool(u32),
+    /// Any other object.
+    Object(Arc<dyn Object>),
 }
 
 impl Message {
     /// With memory for a small closure: growing there costs more than having it.
     pub fn small() -> Self {
-        Self { bytes: Vec::with_capacity(128), codes: Vec::with_capacity(2), modules: Vec::new(), lent: Vec::new() }
+        Self { bytes: Vec::with_capacity(128), codes: Vec::with_capacity(2), modules: Vec::new(), lent: Vec::new(), handles: Vec::new() }
+    }
+
+    /// Whether it is of one value, which is a handle of an object.
+    pub fn is_handle(&self) -> bool {
+        self.bytes.get(HEADER..) == Some(&[1, tag::HANDLE, 0][..])
     }
 
     /// Whether its sender keeps something until the outcome has come: what it may speak of, or what was lent.
@@ -154,6 +178,7 @@ impl Message {
         empty(&mut self.bytes);
         self.modules.clear();
         self.lent.clear();
+        self.handles.clear();
     }
 }
 

@@ -22,12 +22,17 @@ use crate::{
 /// The Lua face, by module name.
 const FACE: &[(&str, &str)] = &[
     ("msys", include_str!("../lua/msys/init.lua")),
+    ("thread", include_str!("../lua/thread.lua")),
     ("msys.cdata", include_str!("../lua/msys/cdata.lua")),
+    ("msys.channel", include_str!("../lua/msys/channel.lua")),
     ("msys.core", include_str!("../lua/msys/core.lua")),
     ("msys.environment", include_str!("../lua/msys/environment.lua")),
+    ("msys.handles", include_str!("../lua/msys/handles.lua")),
+    ("msys.locks", include_str!("../lua/msys/locks.lua")),
     ("msys.names", include_str!("../lua/msys/names.lua")),
     ("msys.refusal", include_str!("../lua/msys/refusal.lua")),
     ("msys.scheduler", include_str!("../lua/msys/scheduler.lua")),
+    ("msys.shared", include_str!("../lua/msys/shared.lua")),
     ("msys.submit", include_str!("../lua/msys/submit.lua")),
     ("msys.threadpool", include_str!("../lua/msys/threadpool.lua")),
     ("msys.worker", include_str!("../lua/msys/worker.lua")),

@@ -9,7 +9,11 @@ local native = require "msys.native"
 -- This may run at exit: see msys.names.
 jit.off(true, true)
 
-local cdata = {}
+local cdata = {
+  --- Handles by cdata that stands for them (`msys.shared`).
+  ---@type table<any, any>
+  handles = {},
+}
 
 -- Kinds, as LuaJIT numbers them.
 local NUMBER, STRUCT, ARRAY, ENUM, ATTRIBUTE, FIELD, BITFIELD = 0, 1, 3, 5, 8, 9, 10
@@ -65,10 +69,12 @@ end
 
 --- The type's name and the bytes of a cdata object, or nothing where it cannot cross.
 ---@param value any
----@return string? name  as `ffi.typeof` takes it
+---@return any name  as `ffi.typeof` takes it; or the handle that it stands for
 ---@return string? bytes
 function cdata.pack(value)
   ffi = ffi or require "ffi"
+  local handle = cdata.handles[value]
+  if handle then return handle end
   local ctype = ffi.typeof(value)
   if not ffi.istype(ctype, value) then return nil end
   local id = tonumber(ctype) --[[@as integer]]

@@ -10,7 +10,10 @@ local native = require "msys.native"
 local scheduler = require "msys.scheduler"
 require "msys.cdata"
 local environment = require "msys.environment"
+local locks = require "msys.locks"
+local shared = require "msys.shared"
 local submit = require "msys.submit"
+require "thread"
 
 ---@class msys
 ---@field _TLS table  a table of the running session's own
@@ -21,7 +24,35 @@ local msys = {
   core = require "msys.core",
   threadpool = require "msys.threadpool",
   runInPool = submit.runInPool,
+  lock = locks.lock,
+  unlock = locks.unlock,
 }
+
+--- The process's own shared table, for `msys.shareSet` and its kin.
+local store = native.process_table(1)
+
+--- Keeps a value under a key, for all VMs of the process.
+---@param key string|number|boolean
+---@param value any  nil removes it
+function msys.shareSet(key, value)
+  shared.set(store, key, value, "msys.shareSet", 2)
+end
+
+--- The value under a key, or nil.
+---@param key string|number|boolean
+---@return any
+function msys.shareGet(key)
+  return store[key]
+end
+
+--- Removes the value under a key, and gives what it was.
+---@param key string|number|boolean
+---@return any
+function msys.shareUnset(key)
+  local value = store[key]
+  store[key] = nil
+  return value
+end
 
 local function check_function(fn, name)
   if type(fn) ~= "function" then error(("%s: fn must be a function, got %s"):format(name, type(fn)), 3) end

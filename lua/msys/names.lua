@@ -89,7 +89,7 @@ local function is_findable(name)
 end
 
 local function learn_module(name, module)
-  local everywhere = builtin[name] or name == "msys" or name:match "^msys%." ~= nil
+  local everywhere = builtin[name] or name == "msys" or name == "thread" or name:match "^msys%." ~= nil
   local kind = type(module)
   if kind ~= "table" and kind ~= "function" or not (everywhere or BUNDLED[name] or is_findable(name)) then
     return

@@ -38,9 +38,17 @@ local POLL_MOST = 1000
 ---@field slot? integer  the job that it is, on a worker
 ---@field args? table    what it starts with, until it does
 ---@field counted? boolean  msys.run waits for it
+---@field number? integer  its number in the process, once it has to do with locks
+---@field name? string  what messages call it, if not by its job
 
 ---@type msys.Session?
 local current
+--- The code outside of sessions, as one that has locks.
+---@type msys.Session
+local main = { co = co_running() }
+--- The number of the session that runs, for compiled code; 0 if it has none yet.
+local owner = { session = 0 }
+scheduler.owner = owner
 ---@type table<integer, any>, table<integer, table?>
 local waiting, arrived = {}, {}
 --- Tickets of timers, which a fork's child still has.
@@ -147,8 +155,23 @@ function scheduler.new_ticket()
   return tickets
 end
 
+--- Tickets from here on are used once: what comes late for one finds nobody.
+local ONCE = 2 ^ 40
+local once = ONCE
+
+--- A ticket for a wait that may be ended by more than one event.
+---@return integer
+function scheduler.wait_ticket()
+  once = once + 1
+  return once
+end
+
 --- Ends a ticket: nothing will come for it any more.
 local function release(ticket)
+  if ticket > ONCE then
+    waiting[ticket] = nil
+    return
+  end
   waiting[ticket] = false
   spare_tickets = spare_tickets + 1
   spare_ticket[spare_tickets] = ticket
@@ -176,12 +199,56 @@ function scheduler.fd()
   return descriptor, text
 end
 
+--- What a session is called in messages.
+local function name_of(session)
+  if session.slot then
+    local job, pool, name = native.describe(session.slot)
+    return ("job %d%s of pool %s"):format(job, name and (" %q"):format(name) or "", pool)
+  end
+  local what = session == main and "the main code" or "a session"
+  local pool = native.is_worker and native.pool_name()
+  return pool and ("%s of a worker of pool %s"):format(what, pool) or what .. " of the host"
+end
+
+--- The number of the session that runs, which it has from now on.
+---@return integer
+function scheduler.session_number()
+  local session = current or main
+  if not session.number then
+    session.number = native.new_session(name_of(session))
+    owner.session = session.number
+  end
+  return session.number
+end
+
+--- The slot of the job that the running session is, if it is one.
+---@return integer?
+function scheduler.slot()
+  return current and current.slot
+end
+
+--- Releases the locks that a session has, and reports them: it has ended.
+---@param session msys.Session
+local function release_locks(session)
+  local name = name_of(session)
+  local left = native.end_session(session.number)
+  session.number = nil
+  owner.session = current and current.number or 0
+  for lock in (left or ""):gmatch "[^\n]+" do
+    local text = ("msys: %s was still locked when %s ended, and is released"):format(lock, name)
+    report(text, { kind = "error", traceback = text })
+  end
+end
+scheduler.release_locks = release_locks
+
 local function resumed(session, previous, ok, tag)
   current = previous
+  owner.session = (previous or main).number or 0
   set_tls(previous)
   if tag == WAIT then
     return
   elseif tag == DONE then
+    if session.number then release_locks(session) end
     session.slot = nil
     if session.counted then
       session.counted = nil
@@ -193,6 +260,7 @@ local function resumed(session, previous, ok, tag)
     push_ready(session)
   else
     -- Sessions protect what they run, so this is a failure of the scheduler's own, or of memory.
+    if session.number then release_locks(session) end
     if session.counted then sessions = sessions - 1 end
     report(scheduler.explain(tag))
   end
@@ -201,6 +269,7 @@ end
 local function resume(session, ...)
   local previous = current
   current = session
+  owner.session = session.number or 0
   set_tls(session)
   return resumed(session, previous, co_resume(session.co, ...))
 end
@@ -319,6 +388,16 @@ local function lose_everything()
         completions = completions - 1
       else
         resume(waiter, false, text, { kind = "shutdown", traceback = text })
+      end
+    end
+  end
+  -- Those that wait for locks and the like ask again, and are heard in this process.
+  for ticket, waiter in pairs(lost) do
+    if ticket > ONCE then
+      if waiter == PUMP then
+        waiting[ticket], arrived[ticket] = waiter, { n = 0 }
+      elseif waiter then
+        resume(waiter)
       end
     end
   end
@@ -442,6 +521,8 @@ function scheduler.yield()
     yield_in_place()
   end
 end
+
+scheduler.now = native.clock
 
 --- Waits for a time.
 ---@async

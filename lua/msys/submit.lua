@@ -11,6 +11,8 @@ local threadpool = require "msys.threadpool"
 local error, select, type, unpack = error, select, type, unpack
 local new_ticket, is_idle, current = scheduler.new_ticket, scheduler.is_idle, scheduler.current
 local native_submit = native.submit
+-- The session's number, if it has to do with locks; 0 is none.
+local numbered = scheduler.owner
 
 jit.off(true, true)
 
@@ -54,7 +56,7 @@ end
 local function send(flags, pool, mode, ticket, name, closure, completion, ...)
   local session = current()
   local id, reason, value, why =
-    native_submit(pool, mode, ticket, session and session.slot, name, flags, closure, completion, ...)
+    native_submit(pool, mode, ticket, session and session.slot, numbered.session, name, flags, closure, completion, ...)
   if id then
     return id
   elseif reason == "scan" then
@@ -73,7 +75,7 @@ local function send(flags, pool, mode, ticket, name, closure, completion, ...)
   elseif reason == "large" then
     local measure = flags + MEASURE
     local size =
-      native_submit(pool, mode, ticket, session and session.slot, name, measure, closure, completion, ...)
+      native_submit(pool, mode, ticket, session and session.slot, nil, name, measure, closure, completion, ...)
     local roots = roots_of(closure, completion, ...)
     return nil, reason, refusal.too_large(size, threadpool.name_of(pool), value, roots)
   end

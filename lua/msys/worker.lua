@@ -157,6 +157,8 @@ end
 
 --- Ends a job with what its closure gave.
 local function ended(session, slot, ok, ...)
+  -- Who waits for the outcome is to find the job's locks free.
+  if session.number and not session.completion then scheduler.release_locks(session) end
   local completion = session.completion
   if ok then
     if completion then
@@ -273,6 +275,7 @@ end
 function worker.serve()
   local globals = package.loaded._G
   globals.msys = msys
+  globals.thread = require "thread"
   globals._OSTLS = msys._OSTLS
   scheduler.keep_tls_in(globals)
   install_coroutines()

@@ -15,8 +15,7 @@ mod tables;
 use std::{ffi::c_int, mem::take};
 
 use crate::{
-    decode::PushPool,
-    functions::Functions,
+    functions::{Functions, Handles},
     layout::Slot,
     luajit::{self, ffi, lua_State, push_bytes, string_at},
     origin::Origin,
@@ -36,7 +35,7 @@ pub struct Scratch {
 struct Collector<'a> {
     state: *mut lua_State,
     functions: &'a Functions,
-    push_pool: PushPool,
+    handles: Handles,
     origin: &'a Origin,
     reader: Reader<'a>,
     scratch: &'a mut Scratch,
@@ -83,7 +82,7 @@ pub unsafe fn collect(
     state: *mut lua_State,
     inner: c_int,
     functions: &Functions,
-    push_pool: PushPool,
+    handles: Handles,
     origin: &Origin,
     scratch: &mut Scratch,
     wanted: Wanted,
@@ -94,7 +93,7 @@ pub unsafe fn collect(
     let mut collector = Collector {
         state,
         functions,
-        push_pool,
+        handles,
         origin,
         reader: Reader::new(&origin.bytes),
         scratch,
@@ -369,7 +368,12 @@ impl<'a> Collector<'a> {
                     }
                     ffi::lua_pushvalue(self.state, FIRST_KEY + number);
                 }
-                tag::POOL => (self.push_pool)(self.state, self.reader.u32()?),
+                tag::POOL => (self.handles.push_pool)(self.state, self.reader.u32()?),
+                tag::HANDLE => {
+                    let number = self.reader.varint()? as usize;
+                    let object = self.origin.handles.get(number).ok_or(Malformed)?;
+                    (self.handles.push_object)(self.state, object);
+                }
                 tag::REF => {
                     let ordinal = self.reader.varint()?;
                     self.push_kept(ordinal as u32);

@@ -16,7 +16,7 @@ use std::ffi::{c_int, c_void};
 use rustc_hash::FxHashMap;
 
 use crate::{
-    functions::Functions,
+    functions::{Functions, Handles},
     layout::Table,
     luajit::{ffi, lua_State, string_at},
     origin::Origin,
@@ -151,13 +151,10 @@ struct SeenCell {
     function_tag_at: usize,
 }
 
-/// A pool's id behind a userdata of ours: told by `host`, which owns the metatable.
-pub type PoolOf = unsafe fn(*mut lua_State, c_int) -> Option<u32>;
-
 struct Encoder<'a> {
     state: *mut lua_State,
     functions: &'a Functions,
-    pool_of: PoolOf,
+    handles: Handles,
     message: &'a mut Message,
     scratch: &'a mut Scratch,
     request: Request<'a>,
@@ -215,7 +212,7 @@ pub unsafe fn encode(
     inner: c_int,
     request: Request<'_>,
     functions: &Functions,
-    pool_of: PoolOf,
+    handles: Handles,
     message: &mut Message,
     scratch: &mut Scratch,
 ) -> Result<(), Refusal> {
@@ -223,7 +220,7 @@ pub unsafe fn encode(
     let mut encoder = Encoder {
         state,
         functions,
-        pool_of,
+        handles,
         message,
         scratch,
         request,

@@ -11,7 +11,7 @@ use crate::{
     lease::Lease,
     luajit::{self, ffi, push_bytes, string_at},
     usage,
-    wire::{LEND, MAX_DEPTH, flag, put_string, put_varint, tag},
+    wire::{Handle, LEND, MAX_DEPTH, flag, put_string, put_varint, tag},
 };
 
 /// More objects of the submitter's are looked up in a map, and not before those.
@@ -54,10 +54,23 @@ impl Encoder<'_> {
     unsafe fn userdata(&mut self, at: c_int, depth: usize) -> Step {
         // SAFETY: a userdata at `at`; what is pushed is taken off again.
         unsafe {
-            if let Some(pool) = (self.pool_of)(self.state, at) {
-                self.message.bytes.push(tag::POOL);
-                self.message.bytes.extend_from_slice(&pool.to_le_bytes());
-                return Ok(());
+            match (self.handles.of)(self.state, at) {
+                Some(Handle::Pool(pool)) => {
+                    self.message.bytes.push(tag::POOL);
+                    self.message.bytes.extend_from_slice(&pool.to_le_bytes());
+                    return Ok(());
+                }
+                Some(Handle::Object(object)) => {
+                    let handles = &mut self.message.handles;
+                    let number = handles.iter().position(|known| Arc::ptr_eq(known, &object)).unwrap_or_else(|| {
+                        handles.push(object);
+                        handles.len() - 1
+                    });
+                    self.message.bytes.push(tag::HANDLE);
+                    put_varint(&mut self.message.bytes, number as u64);
+                    return Ok(());
+                }
+                None => {}
             }
             let object = ffi::lua_topointer(self.state, at);
             if self.again(object)? || self.own(object) {
@@ -88,6 +101,12 @@ impl Encoder<'_> {
             ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, luajit::CDATA_PACK.as_ptr());
             ffi::lua_pushvalue(self.state, at);
             ffi::lua_call(self.state, 1, 2);
+            if ffi::lua_type(self.state, top + 1) == ffi::LUA_TUSERDATA {
+                // Memory that a handle is of.
+                self.userdata(top + 1, 0)?;
+                ffi::lua_settop(self.state, top);
+                return Ok(());
+            }
             let packed = (1..=2).all(|place| ffi::lua_type(self.state, top + place) == ffi::LUA_TSTRING);
             if !packed {
                 ffi::lua_settop(self.state, top);

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{CHANGES, DECODE, ENCODE, pool_of, push_pool, text, vm};
+use super::{CHANGES, DECODE, ENCODE, HANDLES, text, vm};
 use crate::{
     changes::{self, Wanted},
     decode::{self, Role},
@@ -85,7 +85,7 @@ unsafe fn encode_top(
     let result = unsafe {
         ffi::lua_checkstack(state, 4);
         let inner = ffi::lua_upvalueindex(ENCODE);
-        encode::encode(state, inner, request, &vm.functions, pool_of, message, &mut scratch.encode)
+        encode::encode(state, inner, request, &vm.functions, HANDLES, message, &mut scratch.encode)
     };
     vm.return_scratch(scratch);
     result
@@ -105,7 +105,7 @@ pub(super) unsafe fn decode_onto(
     // SAFETY: the third upvalue is the inner function.
     let result = unsafe {
         let inner = ffi::lua_upvalueindex(DECODE);
-        decode::decode(state, inner, &vm.functions, push_pool, message, &mut scratch.decode, role)
+        decode::decode(state, inner, &vm.functions, HANDLES, message, &mut scratch.decode, role)
     };
     vm.return_scratch(scratch);
     if !message.modules.is_empty() {
@@ -146,6 +146,31 @@ unsafe fn refused(state: *mut lua_State, vm: &Vm, refusal: Refusal, limit: usize
     }
 }
 
+/// Encodes the value on top, and takes it off, into a message for any VM.
+///
+/// # Safety
+/// In a C function of ours.
+pub(super) unsafe fn encode_value(state: *mut lua_State, vm: &Vm, scanned: bool) -> Result<Message, Refusal> {
+    let mut message = Message::default();
+    let purpose = Purpose::Job { keep: false, capture: false, lend: false };
+    let request = Request { count: 1, limit: LARGEST, scanned, purpose };
+    // SAFETY: the caller's promise. What is left in the value's place is nil, or what was refused.
+    unsafe {
+        encode_top(state, vm, &mut message, request)?;
+        ffi::lua_settop(state, -2);
+    }
+    Ok(message)
+}
+
+/// What a refusal of [`encode_value`] gives to Lua.
+///
+/// # Safety
+/// In a C function of ours, right after.
+pub(super) unsafe fn refused_value(state: *mut lua_State, vm: &Vm, refusal: Refusal) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { refused(state, vm, refusal, LARGEST) }
+}
+
 /// Gives `nil, reason, text`.
 ///
 /// # Safety
@@ -160,10 +185,10 @@ pub(super) unsafe fn failed(state: *mut lua_State, reason: &[u8], text: &str) ->
     }
 }
 
-/// `submit(pool, mode, ticket, slot, name, flags, closure, completion, args…)` → the job's id (or size), or nil,
+/// `submit(pool, mode, ticket, slot, session, name, flags, closure, completion, args…)` → the job's id (or size), or nil,
 /// reason, value, why
 unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
-    const LEADING: c_int = 6;
+    const LEADING: c_int = 7;
     // SAFETY: a C function of ours. What cannot be unwound is in `encode_top`; the rest pushes short strings at most.
     unsafe {
         let vm = vm(state);
@@ -173,7 +198,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
             1 => Mode::Async,
             _ => Mode::Scheduled,
         };
-        let flags = ffi::lua_tonumber(state, 6) as u32;
+        let flags = ffi::lua_tonumber(state, 7) as u32;
         // A child begins anew before it submits.
         if vm.is_lost() {
             return failed(state, b"lost", "");
@@ -219,7 +244,8 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
             mode,
             ticket: ffi::lua_tonumber(state, 3) as u64,
             slot: slot_at(state, 4),
-            name: text(state, 5),
+            session: slot_at(state, 5).map(|session| session as u64).filter(|session| *session != 0),
+            name: text(state, 6),
             quiet: flags & QUIET != 0,
         };
         let id = vm.submit(&pool, job, order);
@@ -256,6 +282,13 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
                 ffi::lua_pushnumber(state, kind::OUTCOME);
                 ffi::lua_pushnumber(state, ticket as f64);
                 2
+            }
+            Next::Timer(ticket) => {
+                ffi::lua_pushnumber(state, kind::OUTCOME);
+                ffi::lua_pushnumber(state, ticket as f64);
+                // To whoever waits for something else, too, the time that is over.
+                ffi::lua_pushboolean(state, 1);
+                3
             }
             Next::End => {
                 ffi::lua_pushnumber(state, kind::END);
@@ -381,6 +414,7 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         let result = decode_onto(state, vm, message, role);
         if let (Some(mut origin), Ok(_)) = (origin, &result) {
             std::mem::swap(&mut origin.bytes, &mut message.bytes);
+            std::mem::swap(&mut origin.handles, &mut message.handles);
             running.origin = Some(origin);
         }
         message.clear_values();
@@ -493,7 +527,7 @@ unsafe fn collect(
         ffi::lua_checkstack(state, 6);
         let inner = ffi::lua_upvalueindex(CHANGES);
         vm.functions.recall(state, vm.functions.theirs, slot as c_int);
-        changes::collect(state, inner, &vm.functions, push_pool, origin, &mut scratch.changes, wanted)
+        changes::collect(state, inner, &vm.functions, HANDLES, origin, &mut scratch.changes, wanted)
     };
     vm.return_scratch(scratch);
     collected

@@ -8,8 +8,11 @@
 //! Misuse is checked by the Lua face, which knows the caller's line; here it must merely do no harm.
 
 mod jobs;
+mod locks;
 mod names;
+mod objects;
 mod pools;
+mod shared;
 mod waits;
 
 use std::{
@@ -35,6 +38,8 @@ const VM: c_int = 1;
 const ENCODE: c_int = 2;
 const DECODE: c_int = 3;
 const CHANGES: c_int = 4;
+
+use objects::HANDLES;
 
 /// Registry name of the metatable of pool handles, and of the table that keeps one handle per pool.
 const POOL: &CStr = c"msys.pool";
@@ -89,7 +94,7 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
     // SAFETY: in protected mode, on the VM's thread; leaves one table.
     let table: Table = unsafe {
         lua.exec_raw((), |state| {
-            ffi::lua_createtable(state, 0, 48);
+            ffi::lua_createtable(state, 0, 96);
             let block = ffi::lua_newuserdata(state, size_of::<Block>()).cast::<Block>();
             block.write(Block { vm, owned });
             ffi::lua_createtable(state, 0, 1);
@@ -99,7 +104,12 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
             ffi::lua_pushcclosure(state, encode::inner, 0);
             ffi::lua_pushcclosure(state, decode::inner, 0);
             ffi::lua_pushcclosure(state, changes::inner, 0);
-            for (name, function) in jobs::FUNCTIONS.iter().chain(waits::FUNCTIONS).chain(names::FUNCTIONS) {
+            for (name, function) in jobs::FUNCTIONS
+                .iter()
+                .chain(waits::FUNCTIONS)
+                .chain(names::FUNCTIONS)
+                .chain(locks::FUNCTIONS)
+                .chain(shared::FUNCTIONS) {
                 for _ in 0..4 {
                     ffi::lua_pushvalue(state, -4);
                 }
@@ -107,7 +117,10 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
                 ffi::lua_setfield(state, -6, name.as_ptr());
             }
             ffi::lua_settop(state, -5);
+            ffi::lua_pushlightuserdata(state, block.cast());
+            ffi::lua_setfield(state, -2, c"block".as_ptr());
             handles(state);
+            objects::open(state);
         })?
     };
     pools::add(lua, &table, vm)?;

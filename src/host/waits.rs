@@ -2,7 +2,8 @@
 
 use std::{
     ffi::{CStr, c_int},
-    sync::Arc,
+    sync::{Arc, OnceLock},
+    time::Instant,
 };
 
 use super::{
@@ -19,6 +20,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"pending", pending),
     (c"is_interrupted", is_interrupted),
     (c"timer", timer),
+    (c"clock", clock),
     (c"await_room", await_room),
     (c"fd", fd),
     (c"acknowledge", acknowledge),
@@ -61,6 +63,14 @@ unsafe extern "C-unwind" fn timer(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe { vm(state).set_timer(ffi::lua_tonumber(state, 1), ffi::lua_tonumber(state, 2) as u64) };
     0
+}
+
+/// `clock()` → seconds, of a clock that only goes forward
+unsafe extern "C-unwind" fn clock(state: *mut lua_State) -> c_int {
+    static BEGIN: OnceLock<Instant> = OnceLock::new();
+    // SAFETY: a C function of ours.
+    unsafe { ffi::lua_pushnumber(state, BEGIN.get_or_init(Instant::now).elapsed().as_secs_f64()) };
+    1
 }
 
 /// `await_room(pool, ticket)`

@@ -1,0 +1,139 @@
+--- `thread.channel`: a queue of values between sessions of all VMs.
+
+local ffi = require "ffi"
+local handles = require "msys.handles"
+local native = require "msys.native"
+local scheduler = require "msys.scheduler"
+
+local getmetatable, type = getmetatable, type
+local api = handles.api
+
+-- A number received by compiled code. Nothing is done between that and taking it out.
+local number = ffi.new "double[1]"
+
+-- What becomes of sending and receiving, as in src/host/shared.rs.
+local DONE, CLOSED = 1, -1
+
+local channels = {}
+
+---@class thread.Channel
+local Channel = {}
+
+local function check(self, method)
+  if getmetatable(self) ~= "thread.channel" then
+    error(("thread.channel:%s: called on %s (call it with a colon)"):format(method, type(self)), 3)
+  end
+end
+
+--- Waits until it is worth another try; false if the time was over, and then it is worth the last.
+---@async
+local function wait(channel, for_room, deadline)
+  local ticket = scheduler.wait_ticket()
+  local left = deadline and math.max(0, deadline - scheduler.now())
+  if not native.channel_wait(channel, ticket, for_room) then return true end
+  if left then native.timer(left, ticket) end
+  local expired = scheduler.wait(ticket) == true
+  native.leave(ticket, false)
+  return not expired
+end
+
+local function send_now(channel, value, method)
+  local sent, reason, refused, why = handles.scanning(native.channel_send, channel, value)
+  if sent == nil then
+    error(("%s: %s"):format(method, handles.unsendable("the value", value, reason, refused, why)), 3)
+  elseif sent == CLOSED then
+    error(("%s: %s"):format(method, tostring(channel)), 3)
+  end
+  return sent == DONE
+end
+
+--- Sends a value; waits as long as there is no room. Raises if the channel is closed, or the value cannot be sent.
+---@async
+---@param value any
+---@param timeout? number  seconds, at most
+---@return boolean sent
+---@return string? why  "timeout"
+function Channel:send(value, timeout)
+  check(self, "send")
+  if type(value) == "number" and api.send(self, value) == 1 then return true end
+  handles.check_timeout(timeout, "thread.channel:send")
+  local deadline = timeout and scheduler.now() + timeout
+  local more = timeout ~= 0
+  while not send_now(self, value, "thread.channel:send") do
+    if not more then return false, "timeout" end
+    more = wait(self, true, deadline)
+  end
+  return true
+end
+
+--- Sends a value, if there is room.
+---@param value any
+---@return boolean sent
+function Channel:trysend(value)
+  check(self, "trysend")
+  if type(value) == "number" and api.send(self, value) == 1 then return true end
+  return send_now(self, value, "thread.channel:trysend")
+end
+
+--- Receives a value; waits as long as there is none.
+---@async
+---@param timeout? number  seconds, at most
+---@return boolean received
+---@return any value  or "timeout" or "closed"
+function Channel:receive(timeout)
+  check(self, "receive")
+  if api.receive(self, number) == 1 then return true, number[0] end
+  handles.check_timeout(timeout, "thread.channel:receive")
+  local deadline = timeout and scheduler.now() + timeout
+  local more = timeout ~= 0
+  while true do
+    local received, value = native.channel_receive(self)
+    if received == DONE then
+      return true, value
+    elseif received == CLOSED then
+      return false, "closed"
+    elseif not more then
+      return false, "timeout"
+    end
+    more = wait(self, false, deadline)
+  end
+end
+
+--- Receives a value, if there is one.
+---@return boolean received
+---@return any value  or "empty" or "closed"
+function Channel:tryreceive()
+  check(self, "tryreceive")
+  if api.receive(self, number) == 1 then return true, number[0] end
+  local received, value = native.channel_receive(self)
+  if received == DONE then return true, value end
+  return false, received == CLOSED and "closed" or "empty"
+end
+
+--- Closes it: nothing more can be sent, what is in it can be received. Twice is fine.
+---@return boolean  whether it was open
+function Channel:close()
+  check(self, "close")
+  return native.channel_close(self)
+end
+
+handles.define("thread.channel", Channel, function(channel)
+  local count, capacity, closed = native.channel_len(channel)
+  local room = capacity and ("%d of %d items"):format(count, capacity) or ("%d items"):format(count)
+  return ("thread.channel: %s (%s%s)"):format(handles.address(channel), room, closed and ", closed" or "")
+end).__len = function(channel)
+  return (native.channel_len(channel))
+end
+
+--- A new channel.
+---@param capacity? integer  how many values it holds: no bound by default; with 0, a sender waits for a receiver
+---@return thread.Channel
+function channels.new(capacity)
+  if capacity ~= nil and (type(capacity) ~= "number" or not (capacity >= 0) or capacity % 1 ~= 0) then
+    local given = type(capacity) == "number" and tostring(capacity) or type(capacity)
+    error("thread.channel: capacity must be a whole number from 0, got " .. given, 2)
+  end
+  return native.channel(capacity)
+end
+
+return channels

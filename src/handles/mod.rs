@@ -1,0 +1,88 @@
+//! What sessions of all VMs share, each behind a handle: locks, channels, counters, tables, buffers.
+//!
+//! Called by `host`, which makes the handles that Lua sees. Knows no Lua: values are [`Stored`].
+
+mod buffer;
+mod channel;
+mod counter;
+mod mutex;
+mod stored;
+mod table;
+
+use std::sync::{Arc, Weak};
+
+use rustc_hash::FxHashMap;
+
+pub use buffer::Buffer;
+pub use channel::{Channel, Received, Sent};
+pub use counter::Counter;
+pub use mutex::{Condition, Mutex, RwLock};
+pub use stored::Stored;
+pub use table::{Key, OwnedKey, Table};
+
+use crate::{
+    job::{Inbox, signal},
+    locks::{self, Waits, Wake},
+    sync,
+};
+
+/// The kinds of objects, as `wire::Object` tells them; `lua/msys/handles.lua` has the same.
+pub mod kind {
+    #![allow(missing_docs, reason = "named by their types")]
+    pub const MUTEX: u32 = 1;
+    pub const CONDITION: u32 = 2;
+    pub const RWLOCK: u32 = 3;
+    pub const CHANNEL: u32 = 4;
+    pub const COUNTER: u32 = 5;
+    pub const TABLE: u32 = 6;
+    pub const BUFFER: u32 = 7;
+    /// How many numbers there are, with 0 for none.
+    pub const COUNT: usize = 8;
+}
+
+/// Wakes a session that waits under a ticket of its VM.
+#[derive(Debug)]
+pub struct Knock {
+    inbox: Arc<Inbox>,
+    ticket: u64,
+}
+
+impl Knock {
+    /// For the session that waits under `ticket` in the VM of `inbox`.
+    pub fn new(inbox: Arc<Inbox>, ticket: u64) -> Self {
+        Self { inbox, ticket }
+    }
+}
+
+impl Wake for Knock {
+    fn wake(self) {
+        self.inbox.mailbox.push(signal(self.ticket));
+    }
+}
+
+/// The mutexes that have a name, as long as anybody has them.
+static NAMED: sync::Mutex<Option<FxHashMap<String, Weak<Mutex>>>> = sync::Mutex::new(None);
+
+/// The process's mutex of this name.
+pub fn named_mutex(name: &str) -> Arc<Mutex> {
+    let mut named = NAMED.lock();
+    let named = named.get_or_insert_default();
+    if let Some(mutex) = named.get(name).and_then(Weak::upgrade) {
+        return mutex;
+    }
+    // As many that nobody has as are in use, at most.
+    if named.len() >= 32 && named.len().is_power_of_two() {
+        named.retain(|_, mutex| mutex.strong_count() > 0);
+    }
+    let mutex = Arc::new(Mutex::new(locks::Kind::Normal, Some(name)));
+    named.insert(name.to_owned(), Arc::downgrade(&mutex));
+    mutex
+}
+
+/// The waits of the process for locks: see `locks`.
+static WAITS: sync::Mutex<Waits> = sync::Mutex::new(Waits::new());
+
+/// Enters the order of all locks. Nothing that may raise or wait comes before it is left.
+pub fn order() -> sync::MutexGuard<'static, Waits> {
+    WAITS.lock()
+}

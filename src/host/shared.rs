@@ -1,0 +1,355 @@
+//! Channels, counters, shared tables and buffers, as Lua sees them.
+
+use std::{
+    ffi::{CStr, c_int},
+    sync::{Arc, OnceLock},
+};
+
+use super::{
+    jobs::{decode_onto, encode_value, missing_module, refused_value},
+    objects::{counted_at, object_at, push_new, push_object, set_buffer_view, whole},
+    vm,
+};
+use crate::{
+    decode::Role,
+    handles::{Buffer, Channel, Counter, Key, Knock, OwnedKey, Received, Sent, Stored, Table, kind},
+    luajit::{ffi, lua_State, push_bytes, string_at},
+    vm::{Awaited, Vm},
+    wire::Object,
+};
+
+pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
+    (c"channel", channel),
+    (c"channel_send", channel_send),
+    (c"channel_receive", channel_receive),
+    (c"channel_wait", channel_wait),
+    (c"channel_close", channel_close),
+    (c"channel_len", channel_len),
+    (c"counter", counter),
+    (c"shared", shared),
+    (c"process_table", process_table),
+    (c"shared_get", shared_get),
+    (c"shared_set", shared_set),
+    (c"shared_version", shared_version),
+    (c"shared_swap", shared_swap),
+    (c"shared_len", shared_len),
+    (c"shared_keys", shared_keys),
+    (c"buffer", buffer),
+    (c"buffer_memory", buffer_memory),
+    (c"set_buffer_view", set_buffer_view),
+];
+
+/// The key at `at`; `None` for what is no key.
+///
+/// # Safety
+/// In a C function of ours; the value stays on the stack while the key is used.
+unsafe fn key_at<'a>(state: *mut lua_State, at: c_int) -> Option<Key<'a>> {
+    // SAFETY: each arm reads what fits the type.
+    unsafe {
+        match ffi::lua_type(state, at) {
+            ffi::LUA_TSTRING => Some(Key::Text(string_at(state, at))),
+            ffi::LUA_TNUMBER => Some(Key::Number(ffi::lua_tonumber(state, at))),
+            ffi::LUA_TBOOLEAN => Some(Key::Boolean(ffi::lua_toboolean(state, at) != 0)),
+            _ => None,
+        }
+    }
+}
+
+/// The value on top, to be kept; `Err` with what a refusal gives. The value is taken off.
+///
+/// # Safety
+/// In a C function of ours.
+unsafe fn store(state: *mut lua_State, vm: &Vm, scanned: bool) -> Result<Stored, c_int> {
+    // SAFETY: each arm reads what fits the type.
+    unsafe {
+        let stored = match ffi::lua_type(state, -1) {
+            ffi::LUA_TNIL => Stored::Nil,
+            ffi::LUA_TBOOLEAN => Stored::Boolean(ffi::lua_toboolean(state, -1) != 0),
+            ffi::LUA_TNUMBER => Stored::Number(ffi::lua_tonumber(state, -1)),
+            ffi::LUA_TSTRING => Stored::Text(Arc::from(string_at(state, -1))),
+            _ => {
+                return match encode_value(state, vm, scanned) {
+                    Ok(mut message) => Ok(match message.handles.pop() {
+                        Some(object) if message.is_handle() => Stored::Object(object),
+                        other => {
+                            message.handles.extend(other);
+                            Stored::Packed(Arc::new(message))
+                        }
+                    }),
+                    Err(refusal) => Err(refused_value(state, vm, refusal)),
+                };
+            }
+        };
+        ffi::lua_settop(state, -2);
+        Ok(stored)
+    }
+}
+
+/// Pushes a value that was kept. May raise: memory, or a module that cannot be loaded.
+///
+/// # Safety
+/// In a C function of ours, which owns `stored`: should this raise, it is dropped by the unwinding.
+unsafe fn push_stored(state: *mut lua_State, vm: &Vm, stored: &Stored) {
+    // SAFETY: one value is pushed.
+    unsafe {
+        match stored {
+            Stored::Nil => ffi::lua_pushnil(state),
+            Stored::Boolean(yes) => ffi::lua_pushboolean(state, c_int::from(*yes)),
+            Stored::Number(number) => ffi::lua_pushnumber(state, *number),
+            Stored::Text(text) => push_bytes(state, text),
+            Stored::Object(object) => push_object(state, object),
+            Stored::Packed(message) => {
+                ffi::luaL_checkstack_(state, 20, c"too many values".as_ptr());
+                while let Some(module) = missing_module(state, vm, message) {
+                    ffi::lua_getfield(state, ffi::LUA_GLOBALSINDEX, c"require".as_ptr());
+                    push_bytes(state, module.as_bytes());
+                    ffi::lua_call(state, 1, 0);
+                    vm.modules.borrow_mut().insert(module);
+                }
+                if decode_onto(state, vm, message, Role::Outcome(None)).is_err() {
+                    ffi::lua_error(state);
+                }
+            }
+        }
+    }
+}
+
+/// `channel(capacity)` → a handle; no capacity: no bound
+unsafe extern "C-unwind" fn channel(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let capacity =
+            if ffi::lua_type(state, 1) == ffi::LUA_TNUMBER { ffi::lua_tonumber(state, 1) as usize } else { usize::MAX };
+        push_new(state, Channel::new(capacity));
+    }
+    1
+}
+
+/// `channel_send(channel, value, scanned)` → 1 if it is sent, 0 if there is no room, -1 if it is closed; or nil, reason, value, why
+unsafe extern "C-unwind" fn channel_send(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let Some(channel) = object_at::<Channel>(state, 1, kind::CHANNEL) else { return 0 };
+        let scanned = ffi::lua_toboolean(state, 3) != 0;
+        ffi::lua_settop(state, 2);
+        let sent = match store(state, vm, scanned) {
+            Ok(value) => channel.send(value),
+            Err(count) => return count,
+        };
+        ffi::lua_pushnumber(state, match sent {
+            Sent::Yes => 1.0,
+            Sent::Full(_) => 0.0,
+            Sent::Closed => -1.0,
+        });
+    }
+    1
+}
+
+/// `channel_receive(channel)` → 1 and an item; 0 if there is none, -1 if there will be none
+unsafe extern "C-unwind" fn channel_receive(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let Some(channel) = object_at::<Channel>(state, 1, kind::CHANNEL) else { return 0 };
+        let item = match channel.receive() {
+            Received::Item(item) => item,
+            other => {
+                ffi::lua_pushnumber(state, if matches!(other, Received::Closed) { -1.0 } else { 0.0 });
+                return 1;
+            }
+        };
+        ffi::lua_pushnumber(state, 1.0);
+        push_stored(state, vm, &item);
+    }
+    2
+}
+
+/// `channel_wait(channel, ticket, for_room)` → whether the session waits; if not, it is to try again
+unsafe extern "C-unwind" fn channel_wait(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let Some(channel) = counted_at::<Channel>(state, 1, kind::CHANNEL) else { return 0 };
+        let ticket = ffi::lua_tonumber(state, 2) as u64;
+        let knock = Knock::new(vm.inbox(), ticket);
+        let for_room = ffi::lua_toboolean(state, 3) != 0;
+        let waits = if for_room { channel.await_room(ticket, knock) } else { channel.await_item(ticket, knock) };
+        if waits {
+            vm.awaited.borrow_mut().insert(ticket, Awaited::Channel(channel));
+        }
+        ffi::lua_pushboolean(state, c_int::from(waits));
+    }
+    1
+}
+
+/// `channel_close(channel)` → whether it was open
+unsafe extern "C-unwind" fn channel_close(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let Some(channel) = object_at::<Channel>(state, 1, kind::CHANNEL) else { return 0 };
+        ffi::lua_pushboolean(state, c_int::from(channel.close()));
+    }
+    1
+}
+
+/// `channel_len(channel)` → how many items are in it, its capacity or nil, whether it is closed
+unsafe extern "C-unwind" fn channel_len(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let Some(channel) = object_at::<Channel>(state, 1, kind::CHANNEL) else { return 0 };
+        let (len, closed) = channel.len();
+        ffi::lua_pushnumber(state, len as f64);
+        match channel.capacity() {
+            usize::MAX => ffi::lua_pushnil(state),
+            capacity => ffi::lua_pushnumber(state, capacity as f64),
+        }
+        ffi::lua_pushboolean(state, c_int::from(closed));
+    }
+    3
+}
+
+/// `counter(value)` → a handle, or nothing if the value is no whole number
+unsafe extern "C-unwind" fn counter(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let Some(value) = whole(ffi::lua_tonumber(state, 1)) else { return 0 };
+        push_new(state, Counter::new(value));
+    }
+    1
+}
+
+/// `shared()` → a handle of a new table
+unsafe extern "C-unwind" fn shared(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { push_new(state, Table::default()) };
+    1
+}
+
+/// `process_table(number)` → the handle of one of the process's own: 1 for `msys.shareSet`, 2 for the globals
+unsafe extern "C-unwind" fn process_table(state: *mut lua_State) -> c_int {
+    static TABLES: [OnceLock<Arc<Table>>; 2] = [const { OnceLock::new() }; 2];
+    // SAFETY: a C function of ours.
+    unsafe {
+        let number = ffi::lua_tonumber(state, 1) as usize;
+        let Some(table) = TABLES.get(number.wrapping_sub(1)) else { return 0 };
+        let table: Arc<dyn Object> = table.get_or_init(Arc::default).clone();
+        push_object(state, &table);
+    }
+    1
+}
+
+/// `shared_get(table, key)` → the value; the `__index` of shared tables
+unsafe extern "C-unwind" fn shared_get(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 2)) else { return 0 };
+        let value = table.get(key);
+        push_stored(state, vm, &value);
+    }
+    1
+}
+
+/// `shared_set(table, key, value, scanned)` → true; or nil, reason, value, why
+unsafe extern "C-unwind" fn shared_set(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let scanned = ffi::lua_toboolean(state, 4) != 0;
+        ffi::lua_settop(state, 3);
+        let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 2)) else { return 0 };
+        match store(state, vm, scanned) {
+            Ok(value) => drop(table.set(key, value)),
+            Err(count) => return count,
+        }
+        ffi::lua_pushboolean(state, 1);
+    }
+    1
+}
+
+/// `shared_version(table, key)` → the value's version, the value
+unsafe extern "C-unwind" fn shared_version(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 2)) else { return 0 };
+        let (value, version) = table.get_with_version(key);
+        ffi::lua_pushnumber(state, version as f64);
+        push_stored(state, vm, &value);
+    }
+    2
+}
+
+/// `shared_swap(table, key, value, version, scanned)` → whether it had this version still; or nil, reason, value, why
+unsafe extern "C-unwind" fn shared_swap(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let version = ffi::lua_tonumber(state, 4) as u64;
+        let scanned = ffi::lua_toboolean(state, 5) != 0;
+        ffi::lua_settop(state, 3);
+        let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 2)) else { return 0 };
+        let swapped = match store(state, vm, scanned) {
+            Ok(value) => table.swap(key, version, value),
+            Err(count) => return count,
+        };
+        ffi::lua_pushboolean(state, c_int::from(swapped));
+    }
+    1
+}
+
+/// `shared_len(table)` → as of `#`; the `__len` of shared tables
+unsafe extern "C-unwind" fn shared_len(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let Some(table) = object_at::<Table>(state, 1, kind::TABLE) else { return 0 };
+        ffi::lua_pushnumber(state, table.len() as f64);
+    }
+    1
+}
+
+/// `shared_keys(table)` → a list of the keys that there are now
+unsafe extern "C-unwind" fn shared_keys(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours; should a push raise, the keys are freed by the unwinding.
+    unsafe {
+        let Some(table) = object_at::<Table>(state, 1, kind::TABLE) else { return 0 };
+        let keys = table.keys();
+        ffi::lua_createtable(state, keys.len() as c_int, 0);
+        for (key, place) in keys.iter().zip(1..) {
+            match key {
+                OwnedKey::Text(text) => push_bytes(state, text),
+                OwnedKey::Number(number) => ffi::lua_pushnumber(state, *number),
+                OwnedKey::Boolean(yes) => ffi::lua_pushboolean(state, c_int::from(*yes)),
+            }
+            ffi::lua_rawseti_(state, -2, place);
+        }
+    }
+    1
+}
+
+/// `buffer(ctype, count, size)` → what a buffer is seen as; nothing where there is no such memory
+unsafe extern "C-unwind" fn buffer(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours; the type is a string.
+    unsafe {
+        let ctype = String::from_utf8_lossy(string_at(state, 1)).into_owned();
+        let (count, size) = (ffi::lua_tonumber(state, 2) as usize, ffi::lua_tonumber(state, 3) as usize);
+        let buffer = Buffer::new(&ctype, count, size);
+        drop(ctype);
+        let Some(buffer) = buffer else { return 0 };
+        push_new(state, buffer);
+    }
+    1
+}
+
+/// `buffer_memory(handle)` → where it begins, the type of its items, their number
+unsafe extern "C-unwind" fn buffer_memory(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let Some(buffer) = object_at::<Buffer>(state, 1, kind::BUFFER) else { return 0 };
+        ffi::lua_pushlightuserdata(state, buffer.memory().cast());
+        push_bytes(state, buffer.ctype().as_bytes());
+        ffi::lua_pushnumber(state, buffer.count() as f64);
+    }
+    3
+}
