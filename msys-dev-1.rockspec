@@ -38,6 +38,7 @@ build = {
       ["msys.channel"] = "lua/msys/channel.lua",
       ["msys.core"] = "lua/msys/core.lua",
       ["msys.environment"] = "lua/msys/environment.lua",
+      ["msys.future"] = "lua/msys/future.lua",
       ["msys.handles"] = "lua/msys/handles.lua",
       ["msys.locks"] = "lua/msys/locks.lua",
       ["msys.names"] = "lua/msys/names.lua",

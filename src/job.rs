@@ -5,10 +5,12 @@
 //! The same [`Parcel`] carries the closure there and the outcome back, so a round trip allocates nothing that the
 //! submitter cannot use again for its next job.
 
-use std::sync::{
+use std::{
+    fmt,
+    sync::{
     Arc,
     atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-};
+}};
 
 use crate::{
     locks::Ancestors,
@@ -27,6 +29,16 @@ pub enum Mode {
     Async,
     /// The submitter's scheduler runs a completion with the outcome.
     Scheduled,
+    /// The outcome is kept, for whoever will ask.
+    Kept,
+}
+
+/// Where the outcome of a job of mode `Kept` goes.
+pub trait Sink: fmt::Debug + Send + Sync {
+    /// A worker begins with the job; false if it need not, because it has been ended.
+    fn begin(&self) -> bool;
+    /// The job has ended.
+    fn end(&self, outcome: Message, ok: bool);
 }
 
 /// What a parcel in a mailbox means.
@@ -148,6 +160,8 @@ pub struct Parcel {
     pub root: Option<Arc<Inbox>>,
     /// The ancestors that wait for it.
     pub chain: Option<Arc<Chain>>,
+    /// Where its outcome goes, if not to `reply`.
+    pub sink: Option<Arc<dyn Sink>>,
     /// The sessions that wait for it, of those that have had to do with locks.
     pub ancestors: Ancestors,
     /// The closure, and later the outcome.

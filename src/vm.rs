@@ -19,7 +19,7 @@ use crate::{
     functions::Functions,
     handles,
     lease::Lease,
-    job::{Chain, Ids, Inbox, Job, Kind, Mode, new_job},
+    job::{Chain, Ids, Inbox, Job, Kind, Mode, Sink, new_job},
     locks::{Ancestor, Ancestors, Held, Session, Wake},
     mailbox::{Mailbox, Taken},
     memory::Memory,
@@ -126,6 +126,8 @@ pub enum Awaited {
     Condition(Session, Arc<handles::Condition>),
     /// A channel.
     Channel(Arc<handles::Channel>),
+    /// Any of some futures.
+    Futures(Vec<Arc<handles::Future>>),
 }
 
 /// Buffers of one encoding or decoding.
@@ -204,6 +206,8 @@ pub struct Order {
     pub slot: Option<usize>,
     /// What the user calls it.
     pub name: Option<Arc<str>>,
+    /// Where the outcome goes, for the mode `Kept`.
+    pub sink: Option<Arc<dyn Sink>>,
     /// The submitting session, if it has a number: it has had to do with locks.
     pub session: Option<Session>,
     /// The submitter looks for work right after.
@@ -346,6 +350,7 @@ impl Vm {
     pub fn leave(&self, ticket: u64, gone: bool) {
         match self.awaited.borrow_mut().remove(&ticket) {
             Some(Awaited::Channel(channel)) => channel.leave(ticket, gone),
+            Some(Awaited::Futures(futures)) => futures.iter().for_each(|future| future.leave(ticket)),
             Some(Awaited::Lock(session, lock)) if gone => drop(lock.abandon(session)),
             Some(Awaited::Condition(session, condition)) if gone => {
                 let knock = condition.lock.abandon(&mut handles::order(), session);
@@ -467,6 +472,7 @@ impl Vm {
         parcel.paths = self.paths.get();
         parcel.name = order.name;
         parcel.ticket = order.ticket;
+        parcel.sink = order.sink;
         parcel.chain = None;
         let above = parent.and_then(|parent| parent.job.value.ancestors.clone());
         parcel.ancestors = match order.session {
@@ -574,7 +580,10 @@ impl Vm {
                         self.announce();
                     }
                     self.quiet.set(0);
-                    return Next::Job(self.begin(worker, job));
+                    match self.begin(worker, job) {
+                        Some(slot) => return Next::Job(slot),
+                        None => continue,
+                    }
                 }
             }
             if std::mem::take(&mut jobs_first) {
@@ -706,7 +715,12 @@ impl Vm {
         }
     }
 
-    fn begin(&self, worker: &Worker, job: Job) -> usize {
+    /// Begins with a job, unless it has been ended while it was queued.
+    fn begin(&self, worker: &Worker, job: Job) -> Option<usize> {
+        if job.value.sink.as_ref().is_some_and(|sink| !sink.begin()) {
+            pool::deliver(job, false);
+            return None;
+        }
         worker.job_begins();
         let host = job.value.host();
         if host.map(Arc::as_ptr) != self.root.borrow().as_ref().map(Arc::as_ptr) {
@@ -719,10 +733,10 @@ impl Vm {
             && let Some(place) = slots.get_mut(slot)
         {
             *place = running;
-            return slot;
+            return Some(slot);
         }
         slots.push(running);
-        slots.len() - 1
+        Some(slots.len() - 1)
     }
 
     /// The job in `slot`, taken out while it is worked on; put it back with [`Vm::put_running`] or end it.
@@ -748,6 +762,14 @@ impl Vm {
     pub fn ancestors(&self, slot: Option<usize>) -> Ancestors {
         let running = self.running.borrow();
         slot.and_then(|slot| running.get(slot)?.as_ref()).and_then(|running| running.job.value.ancestors.clone())
+    }
+
+    /// The host in whose name the job in `slot` works, or this VM.
+    pub fn host_of(&self, slot: Option<usize>) -> Arc<Inbox> {
+        let running = self.running.borrow();
+        let parent = slot.and_then(|slot| running.get(slot)?.as_ref()).and_then(|running| running.job.value.host().cloned());
+        drop(running);
+        parent.or_else(|| self.root.borrow().clone()).unwrap_or_else(|| self.inbox())
     }
 
     /// A number for a session, unique in the process.

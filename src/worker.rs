@@ -27,6 +27,7 @@ const FACE: &[(&str, &str)] = &[
     ("msys.channel", include_str!("../lua/msys/channel.lua")),
     ("msys.core", include_str!("../lua/msys/core.lua")),
     ("msys.environment", include_str!("../lua/msys/environment.lua")),
+    ("msys.future", include_str!("../lua/msys/future.lua")),
     ("msys.handles", include_str!("../lua/msys/handles.lua")),
     ("msys.locks", include_str!("../lua/msys/locks.lua")),
     ("msys.names", include_str!("../lua/msys/names.lua")),

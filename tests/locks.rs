@@ -11,8 +11,8 @@ use std::{
 };
 
 use msys::locks::{
-    Access, Ancestor, Condition, Held, Kind, Link, Locked, Mutex, RwLock, Session, Settled, Unlocked, Waiter, Waiting,
-    Waits, Wake,
+    Access, Ancestor, Condition, Held, Kind, Link, Locked, Mutex, RwLock, Session, Settled, Unlocked, Waiter,
+    Waiting, Waits, Wake,
 };
 
 /// Wakes a thread.
@@ -94,7 +94,9 @@ fn lock_within(order: &Order, mutex: &Mutex<Bell>, session: Session, limit: Opti
         Locked::Relocked => panic!("locked twice"),
         Locked::No => mutex.enqueue(waits, Waiter::new(session, bell.clone())).is_some(),
     });
-    has || until_settled(order, &bell, limit, |waits, expired| mutex.settle(waits, session, expired, || bell.clone()))
+    has || until_settled(order, &bell, limit, |waits, expired| {
+        mutex.settle(waits, session, expired, || bell.clone())
+    })
 }
 
 fn unlock(order: &Order, mutex: &Mutex<Bell>, session: Session) {
@@ -383,7 +385,8 @@ impl Held for Named {
 #[test]
 fn a_wait_that_would_close_a_cycle_is_refused_with_its_links() {
     let order = Order::new();
-    let locks: Vec<_> = ["a", "b", "c"].map(|name| Arc::new(Named(name, Arc::new(Mutex::new(Kind::Normal))))).into();
+    let locks: Vec<_> =
+        ["a", "b", "c"].map(|name| Arc::new(Named(name, Arc::new(Mutex::new(Kind::Normal))))).into();
     let wait = |session: Session, lock: usize, place: &str, ancestors: &[Session]| {
         let lock = Arc::clone(&locks[lock]);
         let mut chain = None;

@@ -10,6 +10,7 @@ local native = require "msys.native"
 local scheduler = require "msys.scheduler"
 require "msys.cdata"
 local environment = require "msys.environment"
+local future = require "msys.future"
 local locks = require "msys.locks"
 local shared = require "msys.shared"
 local submit = require "msys.submit"
@@ -24,6 +25,10 @@ local msys = {
   core = require "msys.core",
   threadpool = require "msys.threadpool",
   runInPool = submit.runInPool,
+  submit = future.submit,
+  all = future.all,
+  any = future.any,
+  map = future.map,
   lock = locks.lock,
   unlock = locks.unlock,
 }
@@ -189,11 +194,15 @@ if not native.is_worker then
 
   -- FFI finalizers run before those of userdata when a state closes: the user's files are still open.
   local ok, ffi = pcall(require, "ffi")
+  local function drain()
+    scheduler.drain()
+    future.report_left()
+  end
   if ok then
-    msys._exit = ffi.gc(ffi.new "char[1]", scheduler.drain)
+    msys._exit = ffi.gc(ffi.new "char[1]", drain)
   else
     msys._exit = newproxy(true)
-    getmetatable(msys._exit).__gc = scheduler.drain
+    getmetatable(msys._exit).__gc = drain
   end
 else
   --- A worker has no handler of its own: its failures go to the host's.

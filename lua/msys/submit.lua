@@ -21,7 +21,7 @@ jit.off(true, true)
 local submit = {}
 
 -- Modes and flags, as in src/host/jobs.rs.
-local SYNC, ASYNC, SCHEDULED = 0, 1, 2
+local SYNC, ASYNC, SCHEDULED, KEPT = 0, 1, 2, 3
 local QUIET, SCANNED, NOT_IN_PLACE, MEASURE = 1, 2, 8, 32
 
 local SCHED = core.ECTP_COMPLETE_CALLBACK_SCHED
@@ -157,6 +157,19 @@ local function run(flags, given, pool, closure, async, completion, mode, name, .
     submit.report(err, info)
   end
   return nil
+end
+
+--- Sends a job whose outcome is kept: gives nil and the future, or what is wrong.
+---@async
+function submit.keep(given, pool, closure, name, ...)
+  threadpool.follow_paths()
+  local fut, reason, text = send(environment.flags, pool, KEPT, 0, name, closure, nil, ...)
+  if fut then return nil, fut end
+  if reason ~= "shutdown" then return text end
+  -- The name may be another pool's by now.
+  local successor = threadpool.resolve(given)
+  if successor and successor ~= pool then return submit.keep(given, successor, closure, name, ...) end
+  return nil, native.failed_future(text, threadpool.name_of(pool))
 end
 
 --- Raises at the caller's line what `run` refused, or gives what it gave.

@@ -5,6 +5,7 @@
 mod buffer;
 mod channel;
 mod counter;
+mod future;
 mod mutex;
 mod stored;
 mod table;
@@ -16,6 +17,7 @@ use rustc_hash::FxHashMap;
 pub use buffer::Buffer;
 pub use channel::{Channel, Received, Sent};
 pub use counter::Counter;
+pub use future::{Future, Status};
 pub use mutex::{Condition, Mutex, RwLock};
 pub use stored::Stored;
 pub use table::{Key, OwnedKey, Table};
@@ -36,8 +38,9 @@ pub mod kind {
     pub const COUNTER: u32 = 5;
     pub const TABLE: u32 = 6;
     pub const BUFFER: u32 = 7;
+    pub const FUTURE: u32 = 8;
     /// How many numbers there are, with 0 for none.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 }
 
 /// Wakes a session that waits under a ticket of its VM.

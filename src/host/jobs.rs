@@ -5,19 +5,20 @@ use std::{
     sync::Arc,
 };
 
-use super::{CHANGES, DECODE, ENCODE, HANDLES, text, vm};
+use super::{CHANGES, DECODE, ENCODE, HANDLES, objects::push_object, text, vm};
 use crate::{
     changes::{self, Wanted},
     decode::{self, Role},
     encode::{self, Back, Purpose, Refusal, Request},
     error::Error,
-    job::{Job, Kind, Mode},
+    handles::Future,
+    job::{Job, Kind, Mode, Sink},
     luajit::{ffi, lua_State, push_bytes},
     pool::WhenFull,
     origin::Origin,
     vm::{Next, Order, Running, Vm},
     usage::Usage,
-    wire::Message,
+    wire::{Message, Object},
 };
 
 pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
@@ -196,7 +197,8 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
         let mode = match ffi::lua_tonumber(state, 2) as u32 {
             0 => Mode::Sync,
             1 => Mode::Async,
-            _ => Mode::Scheduled,
+            2 => Mode::Scheduled,
+            _ => Mode::Kept,
         };
         let flags = ffi::lua_tonumber(state, 7) as u32;
         // A child begins anew before it submits.
@@ -222,7 +224,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
         let measure = flags & MEASURE != 0;
         let limit = if measure { LARGEST } else { pool.config.max_message };
         let keep = mode == Mode::Sync && flags & NOT_IN_PLACE == 0;
-        let lend = mode != Mode::Async && !measure;
+        let lend = matches!(mode, Mode::Sync | Mode::Scheduled) && !measure;
         let purpose = Purpose::Job { keep, capture: flags & NO_CAPTURE == 0, lend };
         let request = Request { count, limit, scanned: flags & SCANNED != 0, purpose };
         if let Err(refusal) = encode_top(state, vm, &mut job.value.message, request) {
@@ -240,7 +242,9 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
             vm.functions.store(state, vm.functions.kept, ticket as c_int);
             vm.lend(ticket as u64, &job.value.message.lent);
         }
+        let future = (mode == Mode::Kept).then(|| Arc::new(Future::new(vm.host_of(slot_at(state, 4)))));
         let order = Order {
+            sink: future.clone().map(|future| -> Arc<dyn Sink> { future }),
             mode,
             ticket: ffi::lua_tonumber(state, 3) as u64,
             slot: slot_at(state, 4),
@@ -248,6 +252,13 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
             name: text(state, 6),
             quiet: flags & QUIET != 0,
         };
+        if let Some(future) = future {
+            // What may raise comes before the job is sent.
+            let future: Arc<dyn Object> = future;
+            push_object(state, &future);
+            vm.submit(&pool, job, order);
+            return 1;
+        }
         let id = vm.submit(&pool, job, order);
         ffi::lua_pushnumber(state, id as f64);
         1

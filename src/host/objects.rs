@@ -34,6 +34,7 @@ const NAMES: [&CStr; kind::COUNT] = [
     c"thread.counter",
     c"thread.shared",
     c"thread.buffer",
+    c"msys.future",
 ];
 
 /// The payload of a handle. Compiled code passes its address.

@@ -8,14 +8,18 @@ use std::{
 use super::{
     jobs::{decode_onto, encode_value, missing_module, refused_value},
     objects::{counted_at, object_at, push_new, push_object, set_buffer_view, whole},
-    vm,
+    text, vm,
 };
 use crate::{
     decode::Role,
-    handles::{Buffer, Channel, Counter, Key, Knock, OwnedKey, Received, Sent, Stored, Table, kind},
+    handles::{
+        Buffer, Channel, Counter, Future, Key, Knock, OwnedKey, Received, Sent, Status, Stored, Table, kind,
+    },
+    job::Sink,
     luajit::{ffi, lua_State, push_bytes, string_at},
+    outcome,
     vm::{Awaited, Vm},
-    wire::Object,
+    wire::{Message, Object},
 };
 
 pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
@@ -37,6 +41,11 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"buffer", buffer),
     (c"buffer_memory", buffer_memory),
     (c"set_buffer_view", set_buffer_view),
+    (c"failed_future", failed_future),
+    (c"future_wait", future_wait),
+    (c"future_outcome", future_outcome),
+    (c"future_status", future_status),
+    (c"future_cancel", future_cancel),
 ];
 
 /// The key at `at`; `None` for what is no key.
@@ -352,4 +361,82 @@ unsafe extern "C-unwind" fn buffer_memory(state: *mut lua_State) -> c_int {
         ffi::lua_pushnumber(state, buffer.count() as f64);
     }
     3
+}
+
+/// `failed_future(text, pool)` → a future of a job that its pool did not take
+unsafe extern "C-unwind" fn failed_future(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let (text, pool) = (text(state, 1).unwrap_or_default(), text(state, 2).unwrap_or_default());
+        let future = Future::new(vm.host_of(None));
+        let mut message = Message::default();
+        outcome::failure(&mut message, &text, &text, "shutdown", &pool, 0);
+        future.end(message, false);
+        push_new(state, future);
+    }
+    1
+}
+
+/// `future_wait(ticket, futures…)` → whether the session waits for the end of any; if not, one has ended
+unsafe extern "C-unwind" fn future_wait(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let ticket = ffi::lua_tonumber(state, 1) as u64;
+        let count = ffi::lua_gettop(state);
+        ffi::luaL_checkstack_(state, 4, c"too many futures".as_ptr());
+        let futures: Vec<_> = (2..=count).filter_map(|at| counted_at::<Future>(state, at, kind::FUTURE)).collect();
+        let waits = futures.iter().all(|future| future.wait(ticket, Knock::new(vm.inbox(), ticket)));
+        if waits {
+            vm.awaited.borrow_mut().insert(ticket, Awaited::Futures(futures));
+        } else {
+            futures.iter().for_each(|future| future.leave(ticket));
+        }
+        ffi::lua_pushboolean(state, c_int::from(waits));
+    }
+    1
+}
+
+/// `future_outcome(future)` → true, results… or false, error, info; nothing if it has not ended
+unsafe extern "C-unwind" fn future_outcome(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours; should decoding raise, the message is let go of by the unwinding.
+    unsafe {
+        let vm = vm(state);
+        let Some(future) = object_at::<Future>(state, 1, kind::FUTURE) else { return 0 };
+        let Some(outcome) = future.outcome() else { return 0 };
+        let top = ffi::lua_gettop(state);
+        push_stored(state, vm, &Stored::Packed(outcome));
+        ffi::lua_gettop(state) - top
+    }
+}
+
+/// `future_status(future)` → "queued", "running", "done" or "failed"; whether somebody has asked for the outcome
+unsafe extern "C-unwind" fn future_status(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let Some(future) = object_at::<Future>(state, 1, kind::FUTURE) else { return 0 };
+        let (status, observed) = future.status();
+        push_bytes(state, match status {
+            Status::Queued => b"queued",
+            Status::Running => b"running",
+            Status::Done => b"done",
+            Status::Failed => b"failed",
+        });
+        ffi::lua_pushboolean(state, c_int::from(observed));
+    }
+    2
+}
+
+/// `future_cancel(future, text)` → whether it had not begun, and now will not
+unsafe extern "C-unwind" fn future_cancel(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let Some(future) = object_at::<Future>(state, 1, kind::FUTURE) else { return 0 };
+        let text = text(state, 2).unwrap_or_default();
+        let mut message = Message::default();
+        outcome::failure(&mut message, &text, &text, "cancelled", "", 0);
+        ffi::lua_pushboolean(state, c_int::from(future.end_if_queued(message)));
+    }
+    1
 }

@@ -157,7 +157,13 @@ impl<W: Wake> Mutex<W> {
     }
 
     /// What has become of a session's wait; `wake` is for the next time, if it waits on.
-    pub fn settle(&self, waits: &mut Waits, session: Session, expired: bool, wake: impl FnOnce() -> W) -> Settled<W> {
+    pub fn settle(
+        &self,
+        waits: &mut Waits,
+        session: Session,
+        expired: bool,
+        wake: impl FnOnce() -> W,
+    ) -> Settled<W> {
         let word = self.word.load(Ordering::Relaxed);
         if word & !CONTENDED == session {
             return Settled::Granted;

@@ -111,21 +111,32 @@ impl<W: Wake> RwLock<W> {
                 state.readers.swap_remove(place);
             }
         } else {
-            return Unlocked::NotHeld(state.writer.or_else(|| state.readers.first().map(|(reader, _)| *reader)));
+            return Unlocked::NotHeld(
+                state.writer.or_else(|| state.readers.first().map(|(reader, _)| *reader)),
+            );
         }
         Unlocked::Yes(self.admit(waits))
     }
 
     fn admit(&self, waits: &mut Waits) -> Vec<W> {
         let admitted = self.0.get(waits).admit();
-        admitted.into_iter().filter_map(|(session, wake)| {
-            waits.end(session);
-            wake
-        }).collect()
+        admitted
+            .into_iter()
+            .filter_map(|(session, wake)| {
+                waits.end(session);
+                wake
+            })
+            .collect()
     }
 
     /// What has become of a session's wait.
-    pub fn settle(&self, waits: &mut Waits, session: Session, expired: bool, wake: impl FnOnce() -> W) -> Settled<W> {
+    pub fn settle(
+        &self,
+        waits: &mut Waits,
+        session: Session,
+        expired: bool,
+        wake: impl FnOnce() -> W,
+    ) -> Settled<W> {
         let state = self.0.get(waits);
         let Some(place) = state.queue.iter().position(|(waiter, _)| waiter.session == session) else {
             return Settled::Granted;

@@ -38,7 +38,10 @@ pub struct Waiting {
 
 impl fmt::Debug for Waiting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Waiting").field("lock", &self.lock.name()).field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("Waiting")
+            .field("lock", &self.lock.name())
+            .field("place", &self.place)
+            .finish_non_exhaustive()
     }
 }
 
@@ -100,7 +103,12 @@ impl Waits {
     /// # Errors
     /// The cycle that the wait would close.
     pub fn begin(&mut self, session: Session, waiting: Waiting) -> Result<(), Cycle> {
-        let mut search = Search { target: session, ancestors: waiting.ancestors.clone(), seen: Vec::new(), cycle: Vec::new() };
+        let mut search = Search {
+            target: session,
+            ancestors: waiting.ancestors.clone(),
+            seen: Vec::new(),
+            cycle: Vec::new(),
+        };
         if search.leads_back(self, session, &waiting) {
             search.cycle.reverse();
             return Err(search.cycle);
@@ -131,7 +139,11 @@ impl Waits {
 
     /// The session that holds up `session`: itself if it waits for a lock, or whoever does so in a job that it waits for.
     fn waits_through(&self, session: Session) -> Option<Session> {
-        if self.waiting.contains_key(&session) { Some(session) } else { self.descendants.get(&session).copied() }
+        if self.waiting.contains_key(&session) {
+            Some(session)
+        } else {
+            self.descendants.get(&session).copied()
+        }
     }
 }
 

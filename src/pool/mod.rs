@@ -416,6 +416,14 @@ impl Pool {
 /// Brings an ended job's outcome (its message) to whoever awaits it.
 pub fn deliver(mut job: Job, ok: bool) {
     let reply = job.value.reply.take();
+    if let Some(sink) = job.value.sink.take() {
+        let root = job.value.root.take().or(reply);
+        sink.end(std::mem::take(&mut job.value.message), ok);
+        if let Some(root) = root {
+            root.end_pending();
+        }
+        return;
+    }
     if job.value.mode != Mode::Async {
         job.value.kind = Kind::Outcome;
         if let Some(reply) = reply {
