@@ -39,6 +39,7 @@ build = {
       ["msys.core"] = "lua/msys/core.lua",
       ["msys.environment"] = "lua/msys/environment.lua",
       ["msys.future"] = "lua/msys/future.lua",
+      ["msys.globals"] = "lua/msys/globals.lua",
       ["msys.handles"] = "lua/msys/handles.lua",
       ["msys.locks"] = "lua/msys/locks.lua",
       ["msys.names"] = "lua/msys/names.lua",

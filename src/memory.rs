@@ -121,11 +121,12 @@ impl Memory {
         self.is_pressed.get()
     }
 
-    /// Garbage has been collected.
-    pub fn settle(&self) {
+    /// Garbage has been collected; gives whether what is left leaves hardly room for anything else.
+    pub fn settle(&self) -> bool {
         self.is_pressed.set(false);
         self.live.set(self.used.get());
         self.live_large.set(self.large.get());
+        self.used.get() > self.limit - self.limit / 16
     }
 
     /// Whether the VM may have `more` bytes.

@@ -46,6 +46,8 @@ struct Table {
     pools: Vec<Arc<Pool>>,
     names: HashMap<String, u32>,
     paths: Vec<Arc<Paths>>,
+    /// Scripts' own globals are shared by all VMs.
+    shares_globals: bool,
 }
 
 /// Where `require` looks, as the host has it.
@@ -84,6 +86,7 @@ pub fn host_opened(run: fn(Worker)) {
         pools: Vec::new(),
         names: HashMap::new(),
         paths: Vec::new(),
+        shares_globals: false,
     });
     if table.pools.is_empty() {
         table.insert(Config::named("CPU"));
@@ -154,6 +157,20 @@ pub fn by_name(name: &str) -> Option<Arc<Pool>> {
 /// All pools by id, those that were shut down included.
 pub fn all() -> Vec<Arc<Pool>> {
     with_table(|table| Ok(table.pools.clone())).unwrap_or_default()
+}
+
+/// From now on, scripts' own globals are shared by all VMs: whether that can be, since no worker has globals of its own.
+pub fn share_globals() -> bool {
+    with_table(|table| {
+        table.shares_globals |= table.pools.iter().all(|pool| !pool.has_started());
+        Ok(table.shares_globals)
+    })
+    .unwrap_or_default()
+}
+
+/// Whether they are.
+pub fn shares_globals() -> bool {
+    with_table(|table| Ok(table.shares_globals)).unwrap_or_default()
 }
 
 /// A number for these paths, the same for equal ones.

@@ -158,8 +158,12 @@ pub struct Vm {
     pub paths: Cell<u32>,
     inbox: RefCell<Arc<Inbox>>,
     taken: RefCell<Taken<crate::job::Parcel>>,
-    /// An event put back: a module has to be loaded first.
-    held: RefCell<Option<Job>>,
+    /// Events put back, the next one last.
+    held: RefCell<Vec<Job>>,
+    /// Events that need a module which is being loaded, with its name.
+    parked: RefCell<Vec<(Arc<str>, Job)>>,
+    /// Those modules.
+    loading: RefCell<Vec<Arc<str>>>,
     timers: RefCell<Timers>,
     running: RefCell<Vec<Option<Running>>>,
     vacant: RefCell<Vec<usize>>,
@@ -175,6 +179,8 @@ pub struct Vm {
     /// The pool's init runs: no job begins but those that it waits for.
     initializing: Cell<bool>,
     deep: Cell<bool>,
+    /// There is no memory for new jobs.
+    full: Cell<bool>,
     turns: Cell<u32>,
     /// A signal ended the last wait, and nothing was waited for since.
     interrupted: Cell<bool>,
@@ -232,6 +238,8 @@ impl Vm {
             inbox: RefCell::new(inbox),
             taken: RefCell::new(Taken::none()),
             held: RefCell::default(),
+            parked: RefCell::default(),
+            loading: RefCell::default(),
             timers: RefCell::default(),
             running: RefCell::default(),
             vacant: RefCell::default(),
@@ -242,6 +250,7 @@ impl Vm {
             quiet: Cell::new(0),
             initializing: Cell::new(false),
             deep: Cell::new(false),
+            full: Cell::new(false),
             interrupted: Cell::new(false),
             turns: Cell::new(0),
             generation: Cell::new(registry::generation()),
@@ -436,6 +445,7 @@ impl Vm {
         // The parent's threads may have held these at the fork; no destructor may touch them.
         std::mem::forget(std::mem::take(&mut *self.pools.borrow_mut()));
         std::mem::forget(self.held.take());
+        std::mem::forget(self.parked.take());
         std::mem::forget(self.taken.replace(Taken::none()));
         self.scheduled.borrow_mut().clear();
         // In the parent; one that a thread there was reading would never end here.
@@ -572,7 +582,8 @@ impl Vm {
                 return event;
             }
             if let Some(worker) = &self.worker {
-                if self.sessions.get() == 0 && worker.is_superfluous() {
+                if self.sessions.get() == 0 && (self.full.get() || worker.is_superfluous()) {
+                    // Full with nothing in progress: another worker, with a new VM, takes its place.
                     return Next::End;
                 }
                 if let Some(job) = worker.find(self.load()) {
@@ -618,7 +629,7 @@ impl Vm {
 
     /// Jobs in progress, as `find` and `idle` count them.
     fn load(&self) -> Load {
-        if self.initializing.get() || self.deep.get() {
+        if self.initializing.get() || self.deep.get() || self.full.get() {
             // Room for nothing but what is waited for.
             return Load { sessions: usize::MAX, waiting: 0 };
         }
@@ -628,6 +639,11 @@ impl Vm {
     /// Whether the stack is deep in waits that cannot suspend, so that no new job is to begin on top of them.
     pub fn set_deep(&self, deep: bool) {
         self.deep.set(deep);
+    }
+
+    /// Whether its memory is used up, so that it is to take no new job, and to end when those in progress have.
+    pub fn set_full(&self, full: bool) {
+        self.full.set(full);
     }
 
     /// The pool's init begins or has ended.
@@ -665,7 +681,7 @@ impl Vm {
 
     /// An event that is here.
     fn next_event(&self) -> Option<Next> {
-        let mut held = self.held.borrow_mut().take();
+        let mut held = self.held.borrow_mut().pop();
         if held.is_none() {
             held = self.taken.borrow_mut().next();
         }
@@ -695,7 +711,41 @@ impl Vm {
 
     /// Puts an event back, to be the next one.
     pub fn hold(&self, job: Job) {
-        *self.held.borrow_mut() = Some(job);
+        self.held.borrow_mut().push(job);
+    }
+
+    /// Puts an event aside until its module is loaded; whether the caller is to load it, since nobody does yet.
+    pub fn park(&self, module: Arc<str>, job: Job) -> bool {
+        let first = !self.is_loading(&module);
+        if first {
+            self.loading.borrow_mut().push(Arc::clone(&module));
+        }
+        self.parked.borrow_mut().push((module, job));
+        first
+    }
+
+    /// Whether a module is being loaded for an event.
+    pub fn is_loading(&self, module: &Arc<str>) -> bool {
+        self.loading.borrow().contains(module)
+    }
+
+    /// The outcome for `ticket`, if it waits for a module: which waits for it, if somebody asks.
+    pub fn unpark(&self, ticket: u64) -> Option<Job> {
+        let mut parked = self.parked.borrow_mut();
+        let place = parked.iter().position(|(_, job)| job.value.kind == Kind::Outcome && job.value.ticket == ticket)?;
+        Some(parked.remove(place).1)
+    }
+
+    /// A module has been loaded, or cannot be: what needs it goes on.
+    pub fn module_tried(&self, module: Arc<str>) {
+        self.loading.borrow_mut().retain(|other| *other != module);
+        let mut held = self.held.borrow_mut();
+        let before = held.len();
+        held.extend(self.parked.borrow_mut().extract_if(.., |(other, _)| *other == module).map(|(_, job)| job));
+        if let Some(new) = held.get_mut(before..) {
+            new.reverse();
+        }
+        self.modules.borrow_mut().insert(module);
     }
 
     /// Before a foreign event loop's turn is served: what has been signalled up to now is being looked at.
@@ -709,7 +759,7 @@ impl Vm {
         let waker = inbox.mailbox.waker();
         let timers = self.timers.borrow();
         waker.watch_until(if timers.is_empty() { None } else { timers.next_in(Instant::now()) });
-        let left = self.held.borrow().is_some() || self.taken.borrow().has_more() || !inbox.mailbox.is_empty();
+        let left = !self.held.borrow().is_empty() || self.taken.borrow().has_more() || !inbox.mailbox.is_empty();
         if ready || left {
             waker.wake();
         }
@@ -739,16 +789,41 @@ impl Vm {
         Some(slots.len() - 1)
     }
 
-    /// The job in `slot`, taken out while it is worked on; put it back with [`Vm::put_running`] or end it.
-    pub fn take_running(&self, slot: usize) -> Option<Running> {
-        self.running.borrow_mut().get_mut(slot)?.take()
+    /// The message of the job in `slot`, and what it came in, taken out while Lua may run; put them back with
+    /// [`Vm::put_message`]. What the job is stays known meanwhile.
+    pub fn take_message(&self, slot: usize) -> Option<(Message, Option<Box<Origin>>)> {
+        let mut running = self.running.borrow_mut();
+        let running = running.get_mut(slot)?.as_mut()?;
+        Some((std::mem::take(&mut running.job.value.message), running.origin.take()))
+    }
+
+    /// Which module paths the submitter of the job in `slot` has.
+    pub fn paths_of(&self, slot: usize) -> Option<u32> {
+        self.running.borrow().get(slot)?.as_ref().map(|running| running.job.value.paths)
+    }
+
+    /// Lets go of what the job in `slot` came in; whether there was anything.
+    pub fn forget_origin(&self, slot: usize) -> bool {
+        let origin = self.running.borrow_mut().get_mut(slot).and_then(|running| running.as_mut()?.origin.take());
+        origin.map(|origin| self.return_origin(origin)).is_some()
+    }
+
+    /// Puts them back.
+    pub fn put_message(&self, slot: usize, message: Message, origin: Option<Box<Origin>>) {
+        if let Some(Some(running)) = self.running.borrow_mut().get_mut(slot) {
+            running.job.value.message = message;
+            running.origin = origin;
+        }
+    }
+
+    /// Who awaits the job in `slot`.
+    pub fn mode_of(&self, slot: usize) -> Option<Mode> {
+        self.running.borrow().get(slot)?.as_ref().map(|running| running.job.value.mode)
     }
 
     /// Whether the job in `slot` expects other module paths than this VM has.
     pub fn wants_other_paths(&self, slot: usize) -> bool {
-        let running = self.running.borrow();
-        let wanted = running.get(slot).and_then(|running| Some(running.as_ref()?.job.value.paths));
-        wanted.is_some_and(|wanted| wanted != NO_PATHS && wanted != self.paths.get())
+        self.paths_of(slot).is_some_and(|wanted| wanted != NO_PATHS && wanted != self.paths.get())
     }
 
     /// Puts it back.
@@ -785,14 +860,40 @@ impl Vm {
         Some((parcel.id, pool, parcel.name.clone()))
     }
 
-    /// A job taken out of `slot` has ended; its message is the outcome.
-    pub fn end(&self, slot: usize, running: Running, ok: bool) {
+    /// The job in `slot` has ended; its message is the outcome.
+    pub fn end(&self, slot: usize, ok: bool) {
+        if let Some(job) = self.vacate(slot, ok) {
+            self.deliver(job, ok);
+        }
+    }
+
+    /// Ends the job in `slot` with a failure that no Lua made.
+    pub fn fail(&self, slot: usize, kind: &str, text: &str) {
+        let Some(job) = self.vacate(slot, false) else { return };
+        let Some(worker) = &self.worker else { return };
+        pool::fail(job, &worker.pool.config.name, kind, text, text);
+    }
+
+    /// Ends all jobs in progress, with their VM.
+    pub fn fail_running(&self, kind: &str, text: &str) {
+        let slots = self.running.borrow().len();
+        for slot in 0..slots {
+            self.fail(slot, kind, text);
+        }
+    }
+
+    /// Takes a job that has ended out of its slot.
+    fn vacate(&self, slot: usize, ok: bool) -> Option<Job> {
+        let running = self.running.borrow_mut().get_mut(slot)?.take()?;
         self.vacant.borrow_mut().push(slot);
         self.sessions.set(self.sessions.get().saturating_sub(1));
         if let Some(worker) = &self.worker {
             worker.job_ended(running.started.elapsed(), ok);
         }
-        let job = running.job;
+        Some(running.job)
+    }
+
+    fn deliver(&self, job: Job, ok: bool) {
         if ok && job.value.mode == Mode::Async {
             if let Some(host) = job.value.host() {
                 host.end_pending();
@@ -840,11 +941,8 @@ impl Drop for Vm {
         self.end_sessions();
         self.inbox.borrow().closed.store(true, Ordering::Release);
         let Some(worker) = &self.worker else { return };
-        for running in self.running.get_mut().drain(..).flatten() {
-            let name = &worker.pool.config.name;
-            let text = format!("the worker of pool '{name}' ended while the job was in progress");
-            pool::fail(running.job, name, "shutdown", &text, &text);
-        }
+        let text = format!("the worker of pool '{}' ended while the job was in progress", worker.pool.config.name);
+        self.fail_running("shutdown", &text);
         for (_, root) in self.scheduled.get_mut().drain() {
             root.end_pending();
         }

@@ -28,6 +28,7 @@ const FACE: &[(&str, &str)] = &[
     ("msys.core", include_str!("../lua/msys/core.lua")),
     ("msys.environment", include_str!("../lua/msys/environment.lua")),
     ("msys.future", include_str!("../lua/msys/future.lua")),
+    ("msys.globals", include_str!("../lua/msys/globals.lua")),
     ("msys.handles", include_str!("../lua/msys/handles.lua")),
     ("msys.locks", include_str!("../lua/msys/locks.lua")),
     ("msys.names", include_str!("../lua/msys/names.lua")),
@@ -66,6 +67,18 @@ pub fn run(worker: Worker) {
     // The VM goes after its Lua state: finalizers may still call it.
     let mut vm = None;
     let ended = serve(state, worker, inbox, &memory, &mut vm);
+    if let Err(error) = ended {
+        let kind = if matches!(error, mlua::Error::MemoryError(_)) { "memory" } else { "error" };
+        let text = format!("a worker of pool '{}' could not run: {error}", pool.config.name);
+        let serves = vm.as_ref().is_some_and(|vm| {
+            vm.fail_running(kind, &text);
+            vm.worker.as_ref().is_some_and(Worker::is_serving)
+        });
+        // Another takes its place, unless that would fare no better.
+        if !serves {
+            pool.fail_queued(kind, &text, &text);
+        }
+    }
     if let Some(vm) = &vm {
         vm.withdraw();
     }
@@ -74,10 +87,6 @@ pub fn run(worker: Worker) {
     unsafe {
         memory.remove(state);
         ffi::lua_close(state);
-    }
-    if let Err(error) = ended {
-        let text = format!("a worker of pool '{}' could not run: {error}", pool.config.name);
-        pool.fail_queued("error", &text, &text);
     }
     drop(vm);
 }

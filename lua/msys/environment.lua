@@ -21,8 +21,15 @@ environment.flags = 0
 ---@return boolean before
 function environment.capture(on)
   local before = environment.flags == 0
+  if environment.all_shared then return before end
   if on ~= nil then environment.flags = on and 0 or NO_CAPTURE end
   return before
+end
+
+--- No global comes along with a job any more: all VMs see them (`msys.globals`).
+function environment.share_all()
+  environment.flags = NO_CAPTURE
+  environment.all_shared = true
 end
 
 local globals = package.loaded._G --[[@as table]]
@@ -153,8 +160,8 @@ function environment.leave_out(env, name, why)
   meta.left_out[name] = why
 end
 
---- Globals that every VM has from the start.
-local function builtin()
+--- Globals that every VM has from the start, a name a line.
+function environment.builtin()
   local list = { "msys", "thread", "_OSTLS", "_TLS" }
   local others = native.fresh_names [[
     local list = {}
@@ -170,6 +177,6 @@ function refusal.is_globals(env)
   return env == globals or known[env] ~= nil or getmetatable(env) == behind
 end
 
-native.set_environment(behind, environment.new, environment.leave_out, known, refusal.kind_of, builtin)
+native.set_environment(behind, environment.new, environment.leave_out, known, refusal.kind_of, environment.builtin)
 
 return environment

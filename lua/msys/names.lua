@@ -7,6 +7,12 @@ local native = require "msys.native"
 -- This may run at exit, in a finalizer, where LuaJIT does not leave a compiled loop over `next` (see ARCHITECTURE.md).
 jit.off(true, true)
 
+-- Scripts and jobs may have put others in the place of these since.
+local getinfo, sort = debug.getinfo, table.sort
+local match, gmatch = string.match, string.gmatch
+local ipairs, next, pairs, tostring, type = ipairs, next, pairs, tostring, type
+local searchpath = package.searchpath
+
 local names = {}
 
 --- What every VM has from the start. A Lua function that a script put into one of these tables is the script's own.
@@ -28,7 +34,7 @@ local BUNDLED = {
 }
 
 local function is_c(value)
-  return (debug.getinfo(value, "S") --[[@as debuglib.DebugInfo]]).what == "C"
+  return (getinfo(value, "S") --[[@as debuglib.DebugInfo]]).what == "C"
 end
 
 --- What a new VM has, as `library.field` and `_G.name`: the names that every VM knows.
@@ -46,7 +52,7 @@ local FRESH = [[
   end
   return table.concat(names, "\n")
 ]]
-for name in (native.fresh_names(FRESH) or ""):gmatch "[^\n]+" do
+for name in gmatch(native.fresh_names(FRESH) or "", "[^\n]+") do
   fresh[name] = true
 end
 
@@ -80,16 +86,16 @@ end
 
 local function is_findable(name)
   if findable[name] == nil then
-    findable[name] = package.searchpath(name, package.path) ~= nil
-      or package.searchpath(name, package.cpath) ~= nil
+    findable[name] = searchpath(name, package.path) ~= nil
+      or searchpath(name, package.cpath) ~= nil
       -- A submodule of a C library is opened by the library of its first part.
-      or package.searchpath(name:match "^[^.]+", package.cpath) ~= nil
+      or searchpath(match(name, "^[^.]+"), package.cpath) ~= nil
   end
   return findable[name]
 end
 
 local function learn_module(name, module)
-  local everywhere = builtin[name] or name == "msys" or name == "thread" or name:match "^msys%." ~= nil
+  local everywhere = builtin[name] or name == "msys" or name == "thread" or match(name, "^msys%.") ~= nil
   local kind = type(module)
   if kind ~= "table" and kind ~= "function" or not (everywhere or BUNDLED[name] or is_findable(name)) then
     return
@@ -119,7 +125,7 @@ function names.scan()
     learn(name[1], name[2], name[3], true)
   end
   -- Of two names for one module that is the alphabetically first, and a library's own.
-  table.sort(modules, function(a, b)
+  sort(modules, function(a, b)
     return a > b
   end)
   for _, name in ipairs(modules) do
@@ -129,7 +135,7 @@ function names.scan()
     if package.loaded[name] then learn_module(name, package.loaded[name]) end
   end
   for name in pairs(BUNDLED) do
-    local library, field = name:match "^(%l+)%.(%l+)$"
+    local library, field = match(name, "^(%l+)%.(%l+)$")
     local value = package.loaded[name] or library == "table" and table[field]
     if type(value) == "function" and is_c(value) then learn(value, name, "", false) end
   end

@@ -6,6 +6,12 @@ local native = require "msys.native"
 -- This may run at exit, in a finalizer, where LuaJIT does not leave a compiled loop over `next` (see ARCHITECTURE.md).
 jit.off(true, true)
 
+-- As in msys.names.
+local getfenv_of, getinfo, getmetatable_of, getupvalue =
+  debug.getfenv, debug.getinfo, debug.getmetatable, debug.getupvalue
+local concat, remove, sort = table.concat, table.remove, table.sort
+local file_type = io.type
+
 local refusal = {}
 
 --- Whether a function's environment crosses as the globals; `msys.environment` knows more of them.
@@ -20,7 +26,7 @@ end
 ---@field tail string  for example ` of function at app.lua:12`
 
 local function where(fn)
-  local info = debug.getinfo(fn, "S") --[[@as debuglib.DebugInfo]]
+  local info = getinfo(fn, "S") --[[@as debuglib.DebugInfo]]
   return ("function at %s:%d"):format(info.short_src, info.linedefined)
 end
 
@@ -42,7 +48,7 @@ local function key_name(key)
 end
 
 local function name_of(value)
-  local meta = debug.getmetatable(value)
+  local meta = getmetatable_of(value)
   local name = type(meta) == "table" and rawget(meta, "__name")
   return type(name) == "string" and name or nil
 end
@@ -55,20 +61,21 @@ function refusal.kind_of(value)
   if kind == "thread" then
     return "coroutine"
   elseif kind == "function" then
-    local info = debug.getinfo(value, "S") --[[@as debuglib.DebugInfo]]
+    local info = getinfo(value, "S") --[[@as debuglib.DebugInfo]]
     return info.what == "C" and "C function found in no module" or "function"
   elseif kind == "cdata" then
     local ffi = require "ffi"
     local ctype = tostring(ffi.typeof(value)):match "^ctype<(.*)>$"
-    -- A type is a cdata object too, which LuaJIT takes for one of that type.
-    local is_type = not pcall(ffi.sizeof, value) or tostring(value) == ("ctype<%s>"):format(ctype)
+    -- A type is a cdata object too, which LuaJIT takes for one of that type. `tostring` may be the script's.
+    local ok, text = pcall(tostring, value)
+    local is_type = not pcall(ffi.sizeof, value) or ok and text == ("ctype<%s>"):format(ctype)
     return ("%s '%s'"):format(is_type and "ctype" or "cdata", ctype)
   elseif kind == "userdata" or kind == "table" then
     local name = name_of(value)
     if name then
       return ("%s '%s'"):format(kind, name)
     elseif
-      kind == "userdata" and io.type(value --[[@as any]])
+      kind == "userdata" and file_type(value --[[@as any]])
     then
       return "userdata 'file'"
     end
@@ -87,15 +94,15 @@ local function parts(node)
       add(key, "a key of " .. node.name, node.tail)
       add(field, node.name .. key_name(key), node.tail)
     end
-    local meta = debug.getmetatable(value)
+    local meta = getmetatable_of(value)
     if meta then add(meta, "the metatable of " .. node.name, node.tail) end
   elseif type(value) == "function" then
     if
-      (debug.getinfo(value, "S") --[[@as debuglib.DebugInfo]]).source == "=[msys.worker]"
+      (getinfo(value, "S") --[[@as debuglib.DebugInfo]]).source == "=[msys.worker]"
     then
       -- A generator of `coroutine.wrap`, which in a worker is a function of msys's.
       for place = 1, 255 do
-        local name, upvalue = debug.getupvalue(value, place)
+        local name, upvalue = getupvalue(value, place)
         if not name then return found end
         if type(upvalue) == "thread" then add(upvalue, node.name, node.tail) end
       end
@@ -104,10 +111,10 @@ local function parts(node)
     -- The closure itself is known by its place; a function on the way to it needs its own.
     if node.name ~= "the closure" then tail = tail .. ", " .. node.name .. node.tail end
     ---@diagnostic disable-next-line: access-invisible -- LuaJIT has it
-    local env = debug.getfenv(value)
+    local env = getfenv_of(value)
     if not refusal.is_globals(env) then add(env, "the environment", tail) end
     for place = 1, 255 do
-      local name, upvalue = debug.getupvalue(value, place)
+      local name, upvalue = getupvalue(value, place)
       if not name then break end
       add(upvalue, ("upvalue '%s'"):format(name ~= "" and name or place), tail)
     end
@@ -152,6 +159,7 @@ local MOST = 3
 local UNITS = { { 2 ^ 30, "GiB" }, { 2 ^ 20, "MiB" }, { 2 ^ 10, "KiB" } }
 
 local function size_text(bytes)
+  if bytes == math.huge then return "more than 64 MiB" end
   for _, unit in ipairs(UNITS) do
     if bytes >= unit[1] then return ("%.1f %s"):format(bytes / unit[1], unit[2]) end
   end
@@ -182,7 +190,7 @@ local function largest(roots)
       end
     end
   end
-  table.sort(found, function(a, b)
+  sort(found, function(a, b)
     if a.bytes ~= b.bytes then return a.bytes > b.bytes end
     return a.place < b.place
   end)
@@ -190,10 +198,10 @@ local function largest(roots)
   for place = 1, math.min(MOST, #found) do
     texts[place] = ("%s with %s"):format(found[place].name, size_text(found[place].bytes))
   end
-  local last = table.remove(texts)
+  local last = remove(texts)
   if not last then return "" end
   if #texts == 0 then return "; the largest part is " .. last end
-  return ("; the largest parts are %s and %s"):format(table.concat(texts, ", "), last)
+  return ("; the largest parts are %s and %s"):format(concat(texts, ", "), last)
 end
 
 --- What is wrong with a message that is too large.

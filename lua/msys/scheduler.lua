@@ -67,9 +67,16 @@ local sessions, completions = 0, 0
 ---@type table?, table
 local tls_home, main_tls = nil, {}
 
---- What a worker adds: `start_job(slot)` and `report(err, info)`. A host reports to its handler.
+--- What a worker adds: `start_job(slot)`, `report(err, info)`, and `fail_job(slot, err)`, which cannot fail itself. A
+--- host reports to its handler.
 ---@type fun(slot: integer, new_paths: boolean, short_of_memory: boolean), fun(err: any, info: table)
 local start_job, report
+---@type fun(slot: integer?, err: any)
+local fail_job
+--- What the loop has in hand: a session that it is about to resume, a job that it is about to begin. Should memory run
+--- out there, that is what is lost.
+---@type msys.Session?, integer?
+local session_in_hand, slot_in_hand
 
 --- A failure inside a session, with the traceback of where it was raised.
 local Failure = {}
@@ -241,8 +248,13 @@ local function release_locks(session)
 end
 scheduler.release_locks = release_locks
 
-local function resumed(session, previous, ok, tag)
+local function resumed(session, previous, depth, ok, tag)
+  if ok then
+    session_in_hand, slot_in_hand = nil, nil
+  end
   current = previous
+  -- An error may have left some on the session's stack.
+  pumps = depth
   owner.session = (previous or main).number or 0
   set_tls(previous)
   if tag == WAIT then
@@ -260,18 +272,25 @@ local function resumed(session, previous, ok, tag)
     push_ready(session)
   else
     -- Sessions protect what they run, so this is a failure of the scheduler's own, or of memory.
+    native.unhook()
     if session.number then release_locks(session) end
     if session.counted then sessions = sessions - 1 end
-    report(scheduler.explain(tag))
+    session_in_hand, slot_in_hand = nil, nil
+    if session.slot then
+      fail_job(session.slot, tag)
+    else
+      report(scheduler.explain(tag))
+    end
   end
 end
 
 local function resume(session, ...)
   local previous = current
+  session_in_hand = session
   current = session
   owner.session = session.number or 0
   set_tls(session)
-  return resumed(session, previous, co_resume(session.co, ...))
+  return resumed(session, previous, pumps, co_resume(session.co, ...))
 end
 
 --- The body of every session's coroutine, which serves one after the other.
@@ -416,6 +435,7 @@ local function handle(kind, ...)
   if kind == OUTCOME then
     complete(...)
   elseif kind == JOB then
+    slot_in_hand = ...
     start_job(...)
   elseif kind == REPORT then
     local _, err, info = ...
@@ -440,6 +460,33 @@ local function handle(kind, ...)
   return true
 end
 
+--- After an error in the loop itself: memory has run out. What it had in hand ends with that error.
+local function recover(previous, err)
+  local session, slot = session_in_hand, slot_in_hand
+  session_in_hand, slot_in_hand = nil, nil
+  current = previous
+  owner.session = (previous or main).number or 0
+  fail_job(session and session.slot or slot, err)
+  if session and session.number then
+    native.end_session(session.number)
+    session.number = nil
+  end
+end
+
+local function checked(previous, ok, ...)
+  if ok then return ... end
+  -- A hook that a job has set may be what raised.
+  native.unhook()
+  recover(previous, ...)
+  return true
+end
+
+--- Calls a part of the loop; in a worker, an error there is not for the job on top of which it runs.
+local function guarded(fn, ...)
+  if not fail_job then return fn(...) end
+  return checked(current, pcall(fn, ...))
+end
+
 ---@type fun(ticket: integer): any...
 local pump
 
@@ -452,13 +499,13 @@ local function pumped(ticket, kind, number, ...)
     release(ticket)
     return false, err, undecoded(err, pool, job)
   end
-  if not handle(kind, number, ...) then error("msys: the pool ends while this job waits", 0) end
+  if not guarded(handle, kind, number, ...) then error("msys: the pool ends while this job waits", 0) end
   return pump(ticket)
 end
 
 --- Waits without suspending: runs the loop until the ticket's values are here.
 function pump(ticket)
-  if first <= last and not arrived[ticket] then run_ready() end
+  if first <= last and not arrived[ticket] then guarded(run_ready) end
   local values = arrived[ticket]
   if values then
     arrived[ticket] = nil
@@ -466,7 +513,7 @@ function pump(ticket)
     return unpack(values, 1, values.n)
   end
   -- Well before the limit, no new jobs on top of these: others can take them.
-  return pumped(ticket, next_event(first > last, pumps > native.max_pumps / 2))
+  return pumped(ticket, next_event(first > last, pumps > native.max_pumps / 2, ticket))
 end
 
 --- Whether the running code can suspend its session. In a host, a coroutine that the user made cannot: its resumer
@@ -488,7 +535,8 @@ local function deep_pump(ticket)
     waiting[ticket] = false
     error(("msys: more than %d waits inside each other that cannot suspend"):format(native.max_pumps), 0)
   end
-  pumps = pumps + 1
+  -- Outside of sessions there is none: an error has left some that were.
+  pumps = (current and pumps or 0) + 1
   return pumped_out(pump(ticket))
 end
 
@@ -573,11 +621,15 @@ function scheduler.run()
   left_over()
 end
 
+local function turn()
+  run_ready()
+  return handle(next_event(first > last))
+end
+
 --- A worker's life.
 function scheduler.serve()
-  repeat
-    run_ready()
-  until not handle(next_event(first > last))
+  while guarded(turn) do
+  end
 end
 
 --- How long an exit waits in silence, in seconds.
@@ -605,8 +657,10 @@ end
 --- Sets what a VM does with jobs (workers only) and with failures that nobody waits for.
 ---@param on_report fun(err: any, info: table)
 ---@param on_job? fun(slot: integer, new_paths: boolean, short_of_memory: boolean)
-function scheduler.setup(on_report, on_job)
+---@param on_failure? fun(slot: integer?, err: any)  ends a job, if one is given, with an error of the loop's
+function scheduler.setup(on_report, on_job, on_failure)
   report, start_job = on_report, on_job --[[@as fun(slot: integer, new_paths: boolean, short_of_memory: boolean)]]
+  fail_job = on_failure --[[@as fun(slot: integer?, err: any)]]
 end
 
 --- Coroutines of the user's that wait inside msys, and so are not suspended for anybody else.

@@ -6,7 +6,7 @@ local handles = require "msys.handles"
 local native = require "msys.native"
 local names = require "msys.names"
 
-local getmetatable, type = getmetatable, type
+local getmetatable, ipairs, pairs, type = getmetatable, ipairs, pairs, type
 local api = handles.api
 
 local shared = {}
@@ -84,7 +84,8 @@ function shared.counter(value)
   return counter --[[@as thread.Counter]]
 end
 
-local function is_key(key)
+--- Whether a value may be a key of a shared table.
+function shared.is_key(key)
   local kind = type(key)
   return kind == "string" or kind == "boolean" or kind == "number" and key == key
 end
@@ -96,7 +97,7 @@ local function sharing(value, made)
   local new = native.shared()
   made[value] = new
   for key, field in next, value do
-    if not is_key(key) then
+    if not shared.is_key(key) then
       return nil, ("cannot share a table with a key of type %s: keys are strings, numbers and booleans"):format(type(key))
     end
     local other, text = sharing(field, made)
@@ -110,20 +111,46 @@ end
 -- It may run at exit: see msys.names.
 jit.off(sharing)
 
---- Sets a value of a shared table; raises `method: why` at `level`.
-function shared.set(tbl, key, value, method, level)
-  if not is_key(key) then
-    error(("%s: keys are strings, numbers and booleans, got %s"):format(method, type(key)), level + 1)
-  end
+--- Sets a value of a shared table, if it can be: true, and its number if it is one that each VM has for itself; or nil, and why not.
+function shared.try_set(tbl, key, value)
   if type(value) == "table" then
     local text
     value, text = sharing(value, {})
-    if text then error(("%s: %s"):format(method, text), level + 1) end
+    if text then return nil, text end
   end
   local done, reason, refused, why = handles.scanning(native.shared_set, tbl, key, value)
-  if not done then
-    local what = ("the value of key %s"):format(tostring(key))
-    error(("%s: %s"):format(method, handles.unsendable(what, value, reason, refused, why)), level + 1)
+  if done then return true, reason end
+  return nil, handles.unsendable(("the value of key %s"):format(tostring(key)), value, reason, refused, why)
+end
+
+--- Sets a value of a shared table; raises `method: why` at `level`.
+function shared.set(tbl, key, value, method, level)
+  if not shared.is_key(key) then
+    error(("%s: keys are strings, numbers and booleans, got %s"):format(method, type(key)), level + 1)
+  end
+  local done, text = shared.try_set(tbl, key, value)
+  if not done then error(("%s: %s"):format(method, text), level + 1) end
+end
+
+--- Sets a value, if it has this version still: whether it had. Raises `method: why` at `level`.
+function shared.swap(tbl, key, value, version, method, level)
+  local given, text = value, nil
+  if type(value) == "table" then value, text = sharing(value, {}) end
+  if text then error(("%s: %s"):format(method, text), level + 1) end
+  local done, reason, refused, why = handles.scanning(native.shared_swap, tbl, key, value, version)
+  if done == nil then
+    text = handles.unsendable("the new value", given, reason, refused, why)
+    error(("%s: %s"):format(method, text), level + 1)
+  end
+  return done
+end
+
+--- Adds a value at the end of the list in a shared table.
+function shared.append(tbl, value)
+  while true do
+    local place = native.shared_len(tbl) + 1
+    local version, before = native.shared_version(tbl, place)
+    if before == nil and shared.swap(tbl, place, value, version, "table.insert", 3) then return end
   end
 end
 
@@ -159,9 +186,6 @@ function shared.pairs(tbl)
   end
 end
 
--- A LuaJIT with the extensions of Lua 5.2 asks for this.
-meta.__pairs = shared.pairs
-
 local function inext(tbl, place)
   place = place + 1
   local value = tbl[place]
@@ -175,7 +199,18 @@ function shared.ipairs(tbl)
   return inext, tbl, 0
 end
 
-meta.__ipairs = shared.ipairs
+meta.__pairs, meta.__ipairs = shared.pairs, shared.ipairs
+
+--- Makes the plain `pairs` and `ipairs` go through shared tables, where globals are ours to change. A LuaJIT with the extensions of Lua
+--- 5.2 does so by itself.
+function shared.install_iteration()
+  if not pcall(pairs, setmetatable({}, { __pairs = error })) then return end
+  local globals = package.loaded._G --[[@as table]]
+  for _, name in ipairs { "pairs", "ipairs" } do
+    globals[name] = shared[name]
+    table.insert(names.also, { shared[name], "_G", name })
+  end
+end
 
 --- A table that all VMs see. Plain tables in it become shared ones; other values are copied each time they are read.
 ---@param tbl? table  what it begins with
@@ -197,21 +232,14 @@ end
 ---@return any  what it is now
 function shared.update(tbl, key, fn)
   if not shared.is_shared(tbl) then error("thread.update: needs a shared table, got " .. type(tbl), 2) end
-  if not is_key(key) then
+  if not shared.is_key(key) then
     error(("thread.update: keys are strings, numbers and booleans, got %s"):format(type(key)), 2)
   end
   if type(fn) ~= "function" then error("thread.update: fn must be a function, got " .. type(fn), 2) end
   while true do
     local version, before = native.shared_version(tbl, key)
-    local value, text = fn(before), nil
-    if type(value) == "table" then value, text = sharing(value, {}) end
-    if text then error("thread.update: " .. text, 2) end
-    local done, reason, refused, why = handles.scanning(native.shared_swap, tbl, key, value, version)
-    if done == nil then
-      error("thread.update: " .. handles.unsendable("the new value", value, reason, refused, why), 2)
-    elseif done then
-      return value
-    end
+    local value = fn(before)
+    if shared.swap(tbl, key, value, version, "thread.update", 2) then return value end
   end
 end
 

@@ -9,6 +9,7 @@ local names = require "msys.names"
 local native = require "msys.native"
 local refusal = require "msys.refusal"
 local scheduler = require "msys.scheduler"
+local shared = require "msys.shared"
 
 local error, select, type, xpcall = error, select, type, xpcall
 local native_open, native_finish = native.open, native.finish
@@ -16,10 +17,16 @@ local current, failure = scheduler.current, scheduler.failure
 
 jit.off(true, true)
 
+local bor = bit.bor
+
 -- Flags of `native.finish`, as in src/host/jobs.rs.
-local SCANNED, NO_CHANGES, MEASURE = 2, 16, 32
+local SCANNED, NO_CHANGES, MEASURE, OURS = 2, 16, 32, 64
 
 local worker = {}
+
+--- Modules that are being loaded: by which session, and the tickets of those who wait for that.
+---@type table<string, { session: msys.Session?, tickets: integer[] }?>
+local loading = {}
 
 --- Loads a module that a message names.
 local function load_module(name)
@@ -104,22 +111,23 @@ end
 local function finish(flags, slot, ok, ...)
   local sent, reason, value, why = native_finish(slot, flags, ok, ...)
   if sent then
+    current().slot = nil
     -- The memory's limit was met.
     if reason then collect_garbage() end
     return
   elseif reason == "scan" then
     names.scan()
-    return finish(bit.bor(flags, SCANNED), slot, ok, ...)
+    return finish(bor(flags, SCANNED), slot, ok, ...)
   end
   local id, pool, name = native.describe(slot)
   local old = not ok and select(2, ...)
   local text
-  local next_flags = SCANNED + NO_CHANGES
+  local next_flags = SCANNED + NO_CHANGES + OURS
   if reason == "refused" then
     text = unsendable(value, why, ok, ...)
-    next_flags = SCANNED
+    next_flags = SCANNED + OURS
   elseif reason == "large" then
-    local size = native_finish(slot, bit.bor(flags, MEASURE), ok, ...)
+    local size = native_finish(slot, bor(flags, MEASURE), ok, ...)
     text = too_large(value, size, slot, pool, ...)
   else
     text = reason == "change" and unsendable_change(value, why, slot) or tostring(value)
@@ -155,32 +163,47 @@ local function complete(slot, completion, ...)
   if not ok then report(scheduler.explain(fail, about(slot))) end
 end
 
+--- Sends an outcome when the job has no more to do. Who waits for it is to find the job's locks free.
+local function settle(session, slot, ...)
+  if session.number then scheduler.release_locks(session) end
+  return finish(0, slot, ...)
+end
+
 --- Ends a job with what its closure gave.
 local function ended(session, slot, ok, ...)
-  -- Who waits for the outcome is to find the job's locks free.
-  if session.number and not session.completion then scheduler.release_locks(session) end
   local completion = session.completion
+  session.completion = nil
   if ok then
-    if completion then
-      session.completion = nil
-      complete(slot, completion, true, ...)
-    end
-    return finish(0, slot, true, ...)
+    if completion then complete(slot, completion, true, ...) end
+    return settle(session, slot, true, ...)
   end
   local err, info = scheduler.explain((...), about(slot))
   if completion then
     -- The completion has the outcome, so the failure is not reported a second time.
-    session.completion = nil
     complete(slot, completion, false, err, info)
-    return finish(0, slot, true)
+    return settle(session, slot, true)
   end
-  return finish(0, slot, false, err, info)
+  return settle(session, slot, false, err, info)
 end
 
 local function run_job(slot)
   local session = current() --[[@as msys.Session]]
   session.slot = slot
   return ended(session, slot, xpcall(open, failure, session, slot))
+end
+
+--- Ends a job, if one is given, whose outcome cannot be sent in any other way, because that has failed with `err`; or
+--- which could not begin.
+local function fail_job(slot, err)
+  local short = err == "not enough memory"
+  if slot then
+    if short then
+      native.fail(slot, "memory", "not enough memory")
+    else
+      native.fail(slot, "unsendable", "msys.runInPool: the job's outcome cannot be sent: " .. scheduler.text_of(err))
+    end
+  end
+  if short then collect_garbage() end
 end
 
 local function start_job(slot, new_paths, short_of_memory)
@@ -221,22 +244,37 @@ local function install_coroutines()
   end
 end
 
---- A module is loaded once for all jobs: its functions must not get the environment of the job that asked for it.
+--- A module is loaded once for all jobs: its functions must not get the environment of the job that asked for it, and
+--- a second job waits while the module, as it is loaded for the first, waits for something.
 local function install_require()
   local globals = package.loaded._G
   local load = require
-  local function back(env, ok, ...)
-    setfenv(0, env)
+  local function back(env, name, ok, ...)
+    if env ~= globals then setfenv(0, env) end
+    local tickets = loading[name].tickets
+    loading[name] = nil
+    for _, ticket in ipairs(tickets) do
+      native.timer(0, ticket)
+    end
     -- As it was raised: the place is in the message.
     if not ok then error((...), 0) end
     return ...
   end
+  ---@async
   function globals.require(name)
     local env = getfenv(0)
     if name == "_G" then return env end
-    if env == globals or package.loaded[name] then return load(name) end
-    setfenv(0, globals)
-    return back(env, pcall(load, name))
+    local by = loading[name]
+    if by and by.session ~= current() and scheduler.can_suspend() then
+      local ticket = scheduler.wait_ticket()
+      by.tickets[#by.tickets + 1] = ticket
+      scheduler.wait(ticket)
+      return globals.require(name)
+    end
+    if by or type(name) ~= "string" or package.loaded[name] then return load(name) end
+    loading[name] = { session = current(), tickets = {} }
+    if env ~= globals then setfenv(0, globals) end
+    return back(env, name, pcall(load, name))
   end
   table.insert(names.also, { globals.require, "_G", "require" })
 end
@@ -280,7 +318,9 @@ function worker.serve()
   scheduler.keep_tls_in(globals)
   install_coroutines()
   install_require()
-  scheduler.setup(report, start_job)
+  shared.install_iteration()
+  scheduler.setup(report, start_job, fail_job)
+  if native.shares_globals() then require "msys.globals" end
   names.scan()
   if native.has_init() then
     local text, traceback = run_init()
@@ -291,8 +331,8 @@ function worker.serve()
       end
       return
     end
-    native.init_done()
   end
+  native.init_done()
   return scheduler.serve()
 end
 

@@ -205,13 +205,14 @@ impl Collector<'_> {
                         }
                     }
                 }
-                _ if tag & tag::KIND == tag::TABLE => {
+                // Inside a packed value, more is asked: see `object`.
+                _ if tag & tag::KIND == tag::TABLE && !self.muted => {
                     let ordinal = self.ordinals;
                     self.ordinals = self.ordinals.wrapping_add(1);
                     let object = self.origin.objects.get(ordinal as usize).copied();
                     let same = matches!(now.value(), Value::Table(table) if object == Some(table.cast()));
                     if tag & tag::DEFERRED != 0 {
-                        self.scratch.deferred.push((ordinal, tag));
+                        self.scratch.deferred.push((ordinal, tag, false));
                     } else {
                         self.table(ordinal, tag)?;
                     }

@@ -25,7 +25,8 @@ use crate::{
 /// Memory that one collection needs and the next one uses again.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    deferred: Vec<(u32, u8)>,
+    /// Ordinal, tag, and whether it is of a packed value alone.
+    deferred: Vec<(u32, u8, bool)>,
     /// As the decoder's; and how much was to be read where the shape's keys stand.
     shapes: Vec<(u32, u8, usize)>,
     /// The shapes' keys, one after the other, and at which node each was last found.
@@ -46,6 +47,8 @@ struct Collector<'a> {
     /// The keys seen so far are pushed, not made known: a second reading of the same bytes.
     again: bool,
     changes: c_int,
+    /// What is being read is inside a packed value, and seen by nobody else: what unpacking has made of it is no change.
+    muted: bool,
     /// What was sent is asked for, not what has changed of it.
     roots: bool,
 }
@@ -103,6 +106,7 @@ pub unsafe fn collect(
         keys: 0,
         again: false,
         changes: 0,
+        muted: false,
         roots: wanted == Wanted::Roots,
     };
     // SAFETY: pushes within the promised slots, neither of which allocates; the collector outlives the protected call.
@@ -185,8 +189,9 @@ impl<'a> Collector<'a> {
     unsafe fn bodies(&mut self) -> Step {
         // SAFETY: each object is pushed, compared and taken off.
         unsafe {
-            while let Some((ordinal, tag)) = self.scratch.deferred.get(self.deferred_next).copied() {
+            while let Some((ordinal, tag, muted)) = self.scratch.deferred.get(self.deferred_next).copied() {
                 self.deferred_next += 1;
+                self.muted = muted;
                 ffi::lua_rawgeti_(self.state, OBJECTS, ordinal as c_int + 1);
                 let at = ffi::lua_gettop(self.state);
                 if tag & tag::KIND == tag::TABLE {
@@ -196,6 +201,7 @@ impl<'a> Collector<'a> {
                 }
                 ffi::lua_settop(self.state, at - 1);
             }
+            self.muted = false;
             Ok(())
         }
     }
@@ -204,6 +210,10 @@ impl<'a> Collector<'a> {
     unsafe fn change(&mut self, tag: u8, ordinal: u32) {
         // SAFETY: the list is made when it is first needed.
         unsafe {
+            if self.muted {
+                ffi::lua_settop(self.state, -3);
+                return;
+            }
             if ffi::lua_type(self.state, CHANGES) == ffi::LUA_TNIL {
                 ffi::lua_createtable(self.state, 8, 0);
                 ffi::lua_replace(self.state, CHANGES);
@@ -404,7 +414,17 @@ impl<'a> Collector<'a> {
     unsafe fn object(&mut self, at: c_int, tag: u8) -> Step {
         let ordinal = self.ordinals;
         self.ordinals = self.ordinals.wrapping_add(1);
+        // What is met again may be seen from outside of the packed value that it was met in.
+        let muted = self.muted;
+        self.muted &= tag & tag::SHARED == 0;
         // SAFETY: the object of that ordinal is at `at`, so it is of the kind that its tag says.
+        let compared = unsafe { self.contents(at, ordinal, tag) };
+        self.muted = muted;
+        compared
+    }
+
+    unsafe fn contents(&mut self, at: c_int, ordinal: u32, tag: u8) -> Step {
+        // SAFETY: as `object`.
         unsafe {
             match tag & tag::KIND {
                 tag::TABLE if tag & tag::DEFERRED == 0 => self.table(ordinal, tag),
@@ -413,17 +433,18 @@ impl<'a> Collector<'a> {
                     if tag & tag::DEFERRED == 0 {
                         return self.function(at, ordinal, tag);
                     }
-                    self.scratch.deferred.push((ordinal, tag));
+                    self.scratch.deferred.push((ordinal, tag, self.muted));
                     Ok(())
                 }
                 tag::TABLE => {
-                    self.scratch.deferred.push((ordinal, tag));
+                    self.scratch.deferred.push((ordinal, tag, self.muted));
                     Ok(())
                 }
                 tag::CDATA => self.cdata(at, ordinal),
                 tag::PACKED => {
                     // What it was made from is the object's own business; but there may be what others see too.
                     self.reader.string()?;
+                    self.muted = true;
                     self.push_original()?;
                     ffi::lua_settop(self.state, -2);
                     Ok(())

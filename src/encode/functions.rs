@@ -175,7 +175,11 @@ impl Encoder<'_> {
         unsafe {
             let env = ffi::lua_gettop(self.state) + 1;
             ffi::lua_getfenv(self.state, at);
-            if !self.functions.is_globals(self.state, env) {
+            let own_env = !self.functions.is_globals(self.state, env);
+            if own_env != self.message.bytes.get(function_tag_at).is_some_and(|tag| tag & tag::ENV != 0) {
+                self.changed();
+            }
+            if own_env {
                 self.value(env, depth + 1)?;
             }
             ffi::lua_settop(self.state, env - 1);
@@ -186,10 +190,11 @@ impl Encoder<'_> {
                 count += 1;
                 let id = lua_upvalueid(self.state, at, c_int::from(count)).cast_const();
                 if let Some(cell) = self.scratch.cells.get(&id).copied() {
-                    for (place, tag) in [(cell.tag_at, tag::CELL_SHARED), (cell.function_tag_at, 0)] {
-                        if let Some(byte) = self.message.bytes.get_mut(place) {
-                            *byte = if tag == 0 { *byte | tag::SHARED } else { tag };
-                        }
+                    if let Some(tag) = self.message.bytes.get_mut(cell.tag_at) {
+                        *tag = tag::CELL_SHARED;
+                    }
+                    if let Some(tag) = self.message.bytes.get_mut(cell.function_tag_at) {
+                        *tag |= tag::SHARED;
                     }
                     self.message.bytes.push(tag::CELLREF);
                     put_varint(&mut self.message.bytes, u64::from(cell.ordinal));

@@ -20,8 +20,10 @@ use crate::{
     layout::Table,
     luajit::{ffi, lua_State, string_at},
     origin::Origin,
-    wire::{self, MAX_DEPTH, Message, flag, put_varint},
+    wire::{self, MAX_DEPTH, Message, flag, put_varint, tag},
 };
+
+use values::Metatable;
 
 /// Why a message could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub enum Refusal {
     TooLarge,
     /// LuaJIT raised (out of memory): the error is on top of the stack.
     Raised,
+    /// What is sent may be collected before it is written: begin again, and hold it. Not seen outside.
+    Hold,
 }
 
 /// What the values are.
@@ -100,6 +104,8 @@ pub struct Scratch {
     packing: Vec<Packing>,
     /// Why the refused value cannot cross, if that is more than its kind.
     why: String,
+    /// The last message had to be held.
+    held_last: bool,
     /// The submitter's objects and cells, by address, once an outcome has asked for one.
     own: objects::Objects,
     own_cells: FxHashMap<*const c_void, (u32, u8)>,
@@ -189,9 +195,16 @@ struct Encoder<'a> {
     in_changes: bool,
     /// The last metatables that had no `__msys_pack`.
     plain: [*const Table; 4],
-    /// Stack index of the table of what objects have packed themselves into, or of a nil.
+    /// Stack index of the table of what is held until the message is written, or of a nil.
     held: c_int,
     held_count: c_int,
+    /// All that is told by its address is held: the message has weak tables, or objects that pack themselves, which run
+    /// Lua. Nothing else that is sent can be collected meanwhile.
+    holding: bool,
+    /// Something was met for which that is needed.
+    needs_hold: bool,
+    /// A string was not written, because the message would have been too large.
+    overflows: bool,
     refusal: Option<Refusal>,
 }
 
@@ -243,8 +256,12 @@ pub unsafe fn encode(
         plain: [std::ptr::null(); 4],
         held: 0,
         held_count: 0,
+        holding: false,
+        needs_hold: false,
+        overflows: false,
         refusal: None,
     };
+    encoder.holding = encoder.scratch.held_last;
     let count = request.count + if matches!(request.purpose, Purpose::Outcome(Some(_))) { 2 } else { 0 };
     // SAFETY: pushes within the promised slots, neither of which allocates; the encoder outlives the protected call.
     let rc = unsafe {
@@ -255,6 +272,7 @@ pub unsafe fn encode(
         ffi::lua_pcall(state, count + 1, 1, 0)
     };
     let refusal = if rc == ffi::LUA_OK { encoder.refusal } else { Some(Refusal::Raised) };
+    encoder.scratch.held_last = encoder.needs_hold;
     refusal.map_or(Ok(()), Err)
 }
 
@@ -270,7 +288,15 @@ pub unsafe extern "C-unwind" fn inner(state: *mut lua_State) -> c_int {
         encoder.state = state;
         let top = ffi::lua_gettop(state);
         while encoder.message_from(2).is_err() {
-            if encoder.refusal != Some(Refusal::Value) || !encoder.leave_out() {
+            let again = match encoder.refusal {
+                Some(Refusal::Hold) => {
+                    encoder.holding = true;
+                    true
+                }
+                Some(Refusal::Value) => encoder.leave_out(),
+                _ => false,
+            };
+            if !again {
                 // What was refused is on top.
                 return 1;
             }
@@ -293,7 +319,8 @@ impl Encoder<'_> {
         self.refusal = None;
         (self.deferred_count, self.deferred_next, self.ordinals, self.cells, self.flags) = (0, 0, 0, 0, 0);
         (self.mutable, self.in_changes, self.root_is_first, self.held_count, self.lent_size) = (false, false, false, 0, 0);
-        (self.next_name, self.global) = (0, None);
+        (self.next_name, self.global, self.overflows) = (0, None, false);
+        self.plain = [std::ptr::null(); 4];
         // SAFETY: room for the deepest nesting is made before it is used.
         unsafe {
             let top = ffi::lua_gettop(self.state);
@@ -341,8 +368,17 @@ impl Encoder<'_> {
                 let object = ffi::lua_topointer(self.state, at);
                 let tag_at = self.scratch.objects.get(object).map_or(0, |seen| seen.tag_at as usize);
                 if ffi::lua_type(self.state, at) == ffi::LUA_TTABLE {
-                    self.table_body(at, tag_at, 0)?;
-                    if ffi::lua_getmetatable(self.state, at) != 0 {
+                    let had_meta = self.message.bytes.get(tag_at).is_some_and(|tag| tag & tag::META != 0);
+                    let meta = ffi::lua_getmetatable(self.state, at) != 0;
+                    if meta != had_meta {
+                        self.changed();
+                    }
+                    let kind = if meta { self.kind_of_metatable(at + 1) } else { Metatable::Plain };
+                    if matches!(kind, Metatable::Packer) {
+                        self.changed();
+                    }
+                    self.table_body(at, tag_at, kind, 0)?;
+                    if meta {
                         self.value(at + 1, 1)?;
                     }
                 } else {
@@ -400,7 +436,7 @@ impl Encoder<'_> {
     /// Whatever a message may be allowed, places in it are numbers of 32 bits.
     #[inline]
     fn check_size(&mut self) -> Step {
-        if self.message.bytes.len().saturating_add(self.lent_size) > self.request.limit {
+        if self.overflows || self.message.bytes.len().saturating_add(self.lent_size) > self.request.limit {
             return self.refuse(Refusal::TooLarge);
         }
         Ok(())

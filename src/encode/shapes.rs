@@ -7,7 +7,7 @@ use crate::{
     wire::MAX_SHAPES,
 };
 
-/// See the module. Keys are told by address: what a message sends stays alive until it is written.
+/// See the module. Keys are told by address: they live as long as the tables that have them, or are held.
 #[derive(Debug, Default)]
 pub(super) struct Shapes {
     /// The keys of all shapes, one after the other.

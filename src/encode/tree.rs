@@ -3,7 +3,8 @@
 //! Nothing of a table is pushed on the stack to be read. What is no plain value (a function, an FFI object, what is to
 //! be kept or left for later) is: the tables on the way to it are then pushed too, each from the one that it was found
 //! in, and stay there until they are done with. So whatever runs Lua meanwhile, the tables that are being read are
-//! alive. What Lua has changed of them is noticed, and no harm: every access is checked against the table as it is.
+//! alive. What Lua has changed of them does no harm to memory: every access is checked against the table as it is. That
+//! an address stands for one object all through the message needs more: see `Encoder::holding`.
 
 use std::{cell::Cell, ffi::c_int};
 
@@ -89,7 +90,7 @@ impl Encoder<'_> {
     }
 
     /// Raises: a finalizer or an object's `__msys_pack` has changed what is being sent.
-    fn changed(&mut self) -> ! {
+    pub(super) fn changed(&mut self) -> ! {
         self.raise(b"msys: a table was changed while it was being sent");
     }
 
@@ -112,6 +113,9 @@ impl Encoder<'_> {
             if let Purpose::Job { keep: true, .. } = self.request.purpose {
                 let at = self.anchor(frame);
                 self.keep_object(at);
+            } else if self.holding {
+                let at = self.anchor(frame);
+                self.hold(at);
             }
             let flags = if meta.is_null() { 0 } else { tag::META };
             if self.is_deep(depth)? {
@@ -157,7 +161,7 @@ impl Encoder<'_> {
             let plain = match records {
                 Records::Odd => {
                     let at = self.anchor(frame);
-                    return self.contents(at, depth);
+                    return self.contents(at, false, depth);
                 }
                 Records::Plain(count) => count,
                 Records::Shape(0) => {
@@ -178,6 +182,9 @@ impl Encoder<'_> {
                             self.message.bytes.push(count as u8);
                             for text in keys.iter().filter_map(|key| key.string()) {
                                 put_string(&mut self.message.bytes, layout::bytes(text));
+                            }
+                            if self.holding {
+                                self.hold_keys(keys);
                             }
                             self.items(frame, items, depth)?;
                             return self.values_of(frame, number, items == 0, depth);
@@ -315,8 +322,38 @@ impl Encoder<'_> {
         self.key_bytes(bytes);
     }
 
+    /// Holds the keys of a shape.
+    unsafe fn hold_keys(&mut self, keys: &[Slot]) {
+        // SAFETY: the keys have just been read from a living table. They are copied before the first is held, when Lua
+        // may run.
+        unsafe {
+            let texts: Vec<Vec<u8>> =
+                keys.iter().filter_map(|key| key.string()).map(|text| layout::bytes(text).to_vec()).collect();
+            for text in &texts {
+                self.hold_text(text);
+            }
+        }
+    }
+
+    /// Holds the string of these bytes, which this VM has.
+    unsafe fn hold_text(&mut self, bytes: &[u8]) {
+        // SAFETY: the bytes are copied, since LuaJIT may collect before it looks for the string.
+        unsafe {
+            self.scratch.key.clear();
+            self.scratch.key.extend_from_slice(bytes);
+            push_bytes(self.state, &self.scratch.key);
+            let at = ffi::lua_gettop(self.state);
+            self.hold(at);
+            ffi::lua_settop(self.state, at - 1);
+        }
+    }
+
     /// Writes a key; equal short strings are one object in a VM, so the address tells.
     pub(super) fn key_bytes(&mut self, bytes: &[u8]) {
+        if self.holding && !self.scratch.keys.contains_key(&bytes.as_ptr()) {
+            // SAFETY: as `value`; the table that has the key is on the stack, or held.
+            unsafe { self.hold_text(bytes) };
+        }
         let keys = &mut self.scratch.keys;
         if let Some(number) = keys.get(&bytes.as_ptr()) {
             self.message.bytes.extend_from_slice(&[tag::KEYREF, *number]);

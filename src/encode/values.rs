@@ -17,6 +17,17 @@ use crate::{
 /// More objects of the submitter's are looked up in a map, and not before those.
 const FEW: usize = 16;
 
+/// What a metatable says of a table that is sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Metatable {
+    /// Nothing that matters here.
+    Plain,
+    /// Its entries may be collected.
+    Weak,
+    /// It packs itself.
+    Packer,
+}
+
 impl Encoder<'_> {
     /// Writes the value at `at`.
     ///
@@ -78,7 +89,7 @@ impl Encoder<'_> {
             }
             if ffi::lua_getmetatable(self.state, at) != 0 {
                 let meta = ffi::lua_gettop(self.state);
-                if self.push_packer(meta) {
+                if matches!(self.kind_of_metatable(meta), Metatable::Packer) {
                     return self.packed(at, depth);
                 }
                 ffi::lua_settop(self.state, meta - 1);
@@ -113,6 +124,9 @@ impl Encoder<'_> {
                 return self.refuse_unless_named(at);
             }
             self.begin(object, at)?;
+            if self.message.bytes.len().saturating_add(string_at(self.state, top + 2).len()) > self.request.limit {
+                return self.refuse(Refusal::TooLarge);
+            }
             self.message.bytes.push(tag::CDATA);
             for place in 1..=2 {
                 put_string(&mut self.message.bytes, string_at(self.state, top + place));
@@ -199,6 +213,11 @@ impl Encoder<'_> {
     /// Writes a string.
     #[inline]
     pub(super) fn text(&mut self, bytes: &[u8]) {
+        // Strings are what makes a message much larger than what it is made of.
+        if self.message.bytes.len().saturating_add(bytes.len()) > self.request.limit {
+            self.overflows = true;
+            return;
+        }
         let out = &mut self.message.bytes;
         match u8::try_from(bytes.len()) {
             Ok(len) => out.extend_from_slice(&[tag::STR8, len]),
@@ -321,6 +340,9 @@ impl Encoder<'_> {
                 // SAFETY: the object is at `at`.
                 unsafe { self.keep_object(at) };
             }
+        } else if self.holding {
+            // SAFETY: as above.
+            unsafe { self.hold(at) };
         }
         Ok(tag_at)
     }
@@ -371,27 +393,46 @@ impl Encoder<'_> {
         }
     }
 
-    /// Pushes the `__msys_pack` of the metatable at `meta`, if it has one.
-    unsafe fn push_packer(&mut self, meta: c_int) -> bool {
-        // SAFETY: a table is asked for a key.
+    /// What the metatable at `meta` says of its tables; its `__msys_pack`, if it has one, is pushed.
+    ///
+    /// # Safety
+    /// As `value`.
+    pub(super) unsafe fn kind_of_metatable(&mut self, meta: c_int) -> Metatable {
+        // SAFETY: a table is asked for keys.
         unsafe {
             let object = ffi::lua_topointer(self.state, meta);
             if self.is_plain(object.cast()) {
-                return false;
+                return Metatable::Plain;
             }
             push_bytes(self.state, b"__msys_pack");
             ffi::lua_rawget_(self.state, meta);
             if ffi::lua_type(self.state, -1) == ffi::LUA_TFUNCTION {
-                return true;
+                return Metatable::Packer;
             }
             ffi::lua_settop(self.state, -2);
+            push_bytes(self.state, b"__mode");
+            ffi::lua_rawget_(self.state, meta);
+            let weak = ffi::lua_type(self.state, -1) == ffi::LUA_TSTRING;
+            ffi::lua_settop(self.state, -2);
+            if weak {
+                return Metatable::Weak;
+            }
+            if self.holding {
+                self.hold(meta);
+            }
             self.plain.rotate_right(1);
             self.plain[0] = object.cast();
-            false
+            Metatable::Plain
         }
     }
 
-    /// Whether the metatable was found to have no `__msys_pack`.
+    /// Makes sure that all that is told by its address is held from now on, and has been.
+    pub(super) fn need_hold(&mut self) -> Step {
+        self.needs_hold = true;
+        if self.holding { Ok(()) } else { self.refuse(Refusal::Hold) }
+    }
+
+    /// Whether the metatable was found to be [`Metatable::Plain`].
     pub(super) fn is_plain(&self, meta: *const Table) -> bool {
         self.plain.contains(&meta)
     }
@@ -401,6 +442,7 @@ impl Encoder<'_> {
         // SAFETY: two values become two others, which are taken off at the end; or the outermost of the objects that
         // are being packed is refused. Text and name are copied before anything else is called.
         unsafe {
+            self.need_hold()?;
             let value = ffi::lua_gettop(self.state);
             let object = ffi::lua_topointer(self.state, at);
             let ordinal = self.ordinals;
@@ -464,9 +506,11 @@ impl Encoder<'_> {
         self.refuse(if self.in_changes { Refusal::Change } else { Refusal::Value })
     }
 
-    /// Keeps what an object has packed itself into, until the message is written: nobody else may, and objects and keys
-    /// are told by address.
-    unsafe fn hold(&mut self, at: c_int) {
+    /// Keeps the value at `at` until the message is written: objects and keys are told by address.
+    ///
+    /// # Safety
+    /// As `value`.
+    pub(super) unsafe fn hold(&mut self, at: c_int) {
         // SAFETY: the table is made when it is first needed.
         unsafe {
             if self.held_count == 0 {
@@ -510,7 +554,8 @@ impl Encoder<'_> {
             self.has_tables = true;
             let meta = ffi::lua_getmetatable(self.state, at) != 0;
             let meta_at = ffi::lua_gettop(self.state);
-            if meta && self.push_packer(meta_at) {
+            let kind = if meta { self.kind_of_metatable(meta_at) } else { Metatable::Plain };
+            if matches!(kind, Metatable::Packer) {
                 return self.packed(at, depth);
             }
             let tag_at = self.begin(object, at)?;
@@ -524,7 +569,7 @@ impl Encoder<'_> {
                 return Ok(());
             }
             self.message.bytes.push(tag::TABLE | flags);
-            self.table_body(at, tag_at, depth)?;
+            self.table_body(at, tag_at, kind, depth)?;
             if meta {
                 self.value(meta_at, depth + 1)?;
                 ffi::lua_settop(self.state, meta_at - 1);
@@ -537,11 +582,16 @@ impl Encoder<'_> {
     ///
     /// # Safety
     /// As `value`.
-    pub(super) unsafe fn table_body(&mut self, at: c_int, tag_at: usize, depth: usize) -> Step {
+    pub(super) unsafe fn table_body(&mut self, at: c_int, tag_at: usize, kind: Metatable, depth: usize) -> Step {
         // SAFETY: a table at `at`.
         unsafe {
-            if !self.functions.direct {
-                return self.contents(at, depth);
+            let weak = matches!(kind, Metatable::Weak);
+            if weak {
+                self.need_hold()?;
+            }
+            // An entry of a weak table is on the stack from the moment that it is read, or may be gone.
+            if weak || !self.functions.direct {
+                return self.contents(at, weak, depth);
             }
             let table = ffi::lua_topointer(self.state, at).cast();
             self.body(&Frame::on_stack(table, at), tag_at, depth)
@@ -552,7 +602,7 @@ impl Encoder<'_> {
     ///
     /// # Safety
     /// As `value`.
-    pub(super) unsafe fn contents(&mut self, at: c_int, depth: usize) -> Step {
+    pub(super) unsafe fn contents(&mut self, at: c_int, weak: bool, depth: usize) -> Step {
         // SAFETY: `lua_next` walks the table with its key on top; nothing here changes the table.
         unsafe {
             let counts_at = self.message.bytes.len();
@@ -570,7 +620,12 @@ impl Encoder<'_> {
                     items += 1;
                 } else {
                     records += 1;
-                    self.key(key, depth + 1)?;
+                    if weak {
+                        // The entry may go, and its key with it, which is told by address.
+                        self.value(key, depth + 1)?;
+                    } else {
+                        self.key(key, depth + 1)?;
+                    }
                 }
                 self.value(key + 1, depth + 1)?;
                 ffi::lua_settop(self.state, key);

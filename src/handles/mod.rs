@@ -19,7 +19,7 @@ pub use channel::{Channel, Received, Sent};
 pub use counter::Counter;
 pub use future::{Future, Status};
 pub use mutex::{Condition, Mutex, RwLock};
-pub use stored::Stored;
+pub use stored::{Packed, Stored, new_id};
 pub use table::{Key, OwnedKey, Table};
 
 use crate::{

@@ -14,10 +14,10 @@ use crate::{
     handles::Future,
     job::{Job, Kind, Mode, Sink},
     luajit::{ffi, lua_State, push_bytes},
-    pool::WhenFull,
     origin::Origin,
-    vm::{Next, Order, Running, Vm},
+    pool::WhenFull,
     usage::Usage,
+    vm::{Next, Order, Vm},
     wire::{Message, Object},
 };
 
@@ -26,6 +26,8 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"next", next),
     (c"open", open),
     (c"finish", finish),
+    (c"fail", fail),
+    (c"unhook", unhook),
     (c"sent_to", sent_to),
     (c"memory_settled", memory_settled),
     (c"report", report),
@@ -56,11 +58,18 @@ const NO_CAPTURE: u32 = 4;
 const NOT_IN_PLACE: u32 = 8;
 /// Of `finish`: the outcome says nothing of the submitter's objects.
 const NO_CHANGES: u32 = 16;
+/// Of `finish`: the failure is one of ours.
+const OURS: u32 = 64;
 /// Of both: send nothing, give the message's size, whatever the limit is.
 const MEASURE: u32 = 32;
 
 /// The largest message that can be written; what a pool takes is at most that.
 const LARGEST: usize = u32::MAX as usize;
+
+/// How much is written to find out how large a message is that a pool does not take.
+fn measuring(limit: usize) -> usize {
+    limit.saturating_mul(4).clamp(64 << 20, LARGEST)
+}
 
 /// Slots are array indices from 0; anything else is none.
 ///
@@ -131,7 +140,7 @@ unsafe fn refused(state: *mut lua_State, vm: &Vm, refusal: Refusal, limit: usize
                 ffi::lua_pushnumber(state, limit as f64);
                 b"large"
             }
-            Refusal::Raised => b"text",
+            Refusal::Raised | Refusal::Hold => b"text",
         };
         ffi::lua_pushnil(state);
         ffi::lua_insert(state, -2);
@@ -222,7 +231,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
         let mut job = vm.take_parcel();
         let count = ffi::lua_gettop(state) - LEADING;
         let measure = flags & MEASURE != 0;
-        let limit = if measure { LARGEST } else { pool.config.max_message };
+        let limit = if measure { measuring(pool.config.max_message) } else { pool.config.max_message };
         let keep = mode == Mode::Sync && flags & NOT_IN_PLACE == 0;
         let lend = matches!(mode, Mode::Sync | Mode::Scheduled) && !measure;
         let purpose = Purpose::Job { keep, capture: flags & NO_CAPTURE == 0, lend };
@@ -265,7 +274,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `next(block, deep)` → a kind and what belongs to it:
+/// `next(block, deep, ticket)`, the ticket being that of the caller if it cannot do anything else meanwhile → a kind and what belongs to it:
 /// nothing · job (slot, whether `paths_of` has other paths, whether memory is short) · outcome (ticket, values…) ·
 /// report (false, error, info) · require (name) · end · lost · failed, of an outcome or report that could not be
 /// decoded (ticket or nil, error, pool, job)
@@ -276,7 +285,11 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         let block = ffi::lua_toboolean(state, 1) != 0;
         vm.set_deep(ffi::lua_toboolean(state, 2) != 0);
+        let awaited = slot_at(state, 3).map(|ticket| ticket as u64);
         ffi::lua_settop(state, 0);
+        if let Some(job) = awaited.and_then(|ticket| vm.unpark(ticket)) {
+            return event(state, vm, job, awaited);
+        }
         match vm.next(block) {
             Next::Nothing => {
                 ffi::lua_pushnumber(state, kind::NOTHING);
@@ -309,7 +322,7 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
                 ffi::lua_pushnumber(state, kind::LOST);
                 1
             }
-            Next::Event(job) => event(state, vm, job),
+            Next::Event(job) => event(state, vm, job, awaited),
         }
     }
 }
@@ -347,11 +360,18 @@ unsafe fn is_loaded(state: *mut lua_State, module: &str) -> bool {
 ///
 /// # Safety
 /// In `next`, with an empty stack.
-unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job) -> c_int {
+unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job, awaited: Option<u64>) -> c_int {
     // SAFETY: as `next`.
     unsafe {
-        if let Some(module) = missing_module(state, vm, &job.value.message) {
-            vm.hold(job);
+        // If it is awaited by the code that is loading the module, then decoding it says that the module is not there.
+        let urgent = awaited == Some(job.value.ticket) && job.value.kind == Kind::Outcome;
+        if let Some(module) = missing_module(state, vm, &job.value.message)
+            && !(urgent && vm.is_loading(&module))
+        {
+            if !vm.park(Arc::clone(&module), job) {
+                ffi::lua_pushnumber(state, kind::NOTHING);
+                return 1;
+            }
             ffi::lua_pushnumber(state, kind::REQUIRE);
             push_bytes(state, module.as_bytes());
             return 2;
@@ -407,29 +427,29 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         let slot = ffi::lua_tonumber(state, 1) as usize;
         ffi::lua_settop(state, 0);
-        let Some(mut running) = vm.take_running(slot) else {
+        let Some((mut message, _)) = vm.take_message(slot) else {
             push_bytes(state, b"msys.native.open: no such job");
             ffi::lua_error(state)
         };
         // The session's coroutine may have served a job that set the environment of its thread.
         vm.functions.reset_environment(state);
-        if let Some(module) = missing_module(state, vm, &running.job.value.message) {
-            vm.put_running(slot, running);
+        if let Some(module) = missing_module(state, vm, &message) {
+            vm.put_message(slot, message, None);
             push_bytes(state, module.as_bytes());
             return 1;
         }
-        let message = &mut running.job.value.message;
         let mut none = Origin::default();
         let mut origin = message.has_kept().then(|| vm.take_origin());
         let role = Role::Job { slot, origin: origin.as_deref_mut().unwrap_or(&mut none) };
-        let result = decode_onto(state, vm, message, role);
+        let result = decode_onto(state, vm, &message, role);
+        let mut kept = None;
         if let (Some(mut origin), Ok(_)) = (origin, &result) {
             std::mem::swap(&mut origin.bytes, &mut message.bytes);
             std::mem::swap(&mut origin.handles, &mut message.handles);
-            running.origin = Some(origin);
+            kept = Some(origin);
         }
         message.clear_values();
-        vm.put_running(slot, running);
+        vm.put_message(slot, message, kept);
         match result {
             Ok(count) => count,
             Err(decode::Raised::Error | decode::Raised::Hook) => ffi::lua_error(state),
@@ -447,46 +467,99 @@ unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
         let flags = ffi::lua_tonumber(state, 2) as u32;
         let ok = ffi::lua_toboolean(state, 3) != 0;
         let count = ffi::lua_gettop(state) - 2;
-        let Some(mut running) = vm.take_running(slot) else {
+        let Some(mode) = vm.mode_of(slot) else {
             push_bytes(state, b"msys.native.finish: no such job");
             ffi::lua_error(state)
         };
         // Nobody reads the results of an asynchronous job.
-        if running.job.value.mode != Mode::Async || !ok {
+        if mode != Mode::Async || !ok {
             // A failure of our own making is small, and has to get through.
-            let measure = flags & MEASURE != 0;
-            let limit = if ok && !measure { vm.message_limit() } else { LARGEST };
+            let ours = flags & (MEASURE | OURS) != 0;
+            let limit = if flags & MEASURE != 0 { measuring(vm.message_limit()) } else if ours { LARGEST } else { vm.message_limit() };
             let scanned = flags & SCANNED != 0;
-            if let Err(refusal) = encode_outcome(state, vm, slot, &mut running, flags, Request { count, limit, scanned, purpose: Purpose::Outcome(None) }) {
-                vm.put_running(slot, running);
+            let request = Request { count, limit, scanned, purpose: Purpose::Outcome(None) };
+            let Some((mut message, origin)) = vm.take_message(slot) else { return 0 };
+            let encoded = encode_outcome(state, vm, slot, &mut message, origin.as_deref(), flags, request);
+            let size = message.bytes.len();
+            vm.put_message(slot, message, origin);
+            if let Err(refusal) = encoded {
                 return refused(state, vm, refusal, limit);
             }
-            if measure {
-                ffi::lua_pushnumber(state, running.job.value.message.bytes.len() as f64);
-                vm.put_running(slot, running);
+            if flags & MEASURE != 0 {
+                ffi::lua_pushnumber(state, size as f64);
                 return 1;
             }
         }
-        // What the session's coroutine runs next has nothing to do with this job's environment.
+        // What the session's coroutine runs next has nothing to do with this job's environment, nor with its hook.
         vm.functions.reset_environment(state);
-        if let Some(origin) = running.origin.take() {
-            vm.return_origin(origin);
-            ffi::lua_pushnil(state);
-            vm.functions.store(state, vm.functions.theirs, slot as c_int);
-        }
-        vm.end(slot, running, ok);
+        end_hook(state);
+        forget_origin(state, vm, slot);
+        vm.end(slot, ok);
         ffi::lua_pushboolean(state, 1);
         ffi::lua_pushboolean(state, c_int::from(vm.memory.as_ref().is_some_and(|memory| memory.is_pressed())));
         2
     }
 }
 
+/// Takes away a debug hook that a job has left.
+///
+/// # Safety
+/// In a C function of ours.
+unsafe fn end_hook(state: *mut lua_State) {
+    // SAFETY: reads and writes a field of the VM.
+    unsafe {
+        if ffi::lua_gethookmask(state) != 0 {
+            ffi::lua_sethook(state, None, 0, 0);
+        }
+    }
+}
+
+/// `unhook()`: takes away the debug hook of a worker's job, which has failed; a host's hook is its own
+unsafe extern "C-unwind" fn unhook(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        if vm(state).worker.is_some() {
+            end_hook(state);
+        }
+    }
+    0
+}
+
+/// The outcome of the job in `slot` says no more of what it came in.
+///
+/// # Safety
+/// In a C function of ours, with two free slots.
+unsafe fn forget_origin(state: *mut lua_State, vm: &Vm, slot: usize) {
+    if vm.forget_origin(slot) {
+        // SAFETY: the place in the table has been used, so nothing is allocated.
+        unsafe {
+            ffi::lua_pushnil(state);
+            vm.functions.store(state, vm.functions.theirs, slot as c_int);
+        }
+    }
+}
+
+/// `fail(slot, kind, text)`: ends a job whose outcome cannot be sent in any other way; allocates nothing in Lua
+unsafe extern "C-unwind" fn fail(state: *mut lua_State) -> c_int {
+    // SAFETY: as `open`.
+    unsafe {
+        let vm = vm(state);
+        let slot = ffi::lua_tonumber(state, 1) as usize;
+        let (kind, text) = (text(state, 2).unwrap_or_default(), text(state, 3).unwrap_or_default());
+        end_hook(state);
+        forget_origin(state, vm, slot);
+        vm.fail(slot, &kind, &text);
+    }
+    0
+}
+
 /// `memory_settled()`: garbage has been collected
 unsafe extern "C-unwind" fn memory_settled(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
-    if let Some(memory) = unsafe { vm(state) }.memory.as_ref() {
-        memory.settle();
-    }
+    let vm = unsafe { vm(state) };
+    let is_full = vm.memory.as_ref().is_some_and(|memory| memory.settle());
+    // What fills it may be what jobs have left here on purpose, or what those in progress have.
+    vm.set_full(is_full);
     0
 }
 
@@ -498,12 +571,12 @@ unsafe fn encode_outcome<'a>(
     state: *mut lua_State,
     vm: &Vm,
     slot: usize,
-    running: &'a mut Running,
+    message: &mut Message,
+    origin: Option<&'a Origin>,
     flags: u32,
     mut request: Request<'a>,
 ) -> Result<(), Refusal> {
-    let origin = running.origin.as_deref().filter(|_| flags & NO_CHANGES == 0);
-    if let Some(origin) = origin {
+    if let Some(origin) = origin.filter(|_| flags & NO_CHANGES == 0) {
         // SAFETY: as above.
         unsafe {
             let changes = if origin.keeps() {
@@ -517,7 +590,7 @@ unsafe fn encode_outcome<'a>(
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { encode_top(state, vm, &mut running.job.value.message, request) }
+    unsafe { encode_top(state, vm, message, request) }
 }
 
 /// Collects what is wanted of the job in `slot`, which came in `origin`.
@@ -552,12 +625,12 @@ unsafe extern "C-unwind" fn sent_to(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         let slot = ffi::lua_tonumber(state, 1) as usize;
         ffi::lua_settop(state, 0);
-        let Some(running) = vm.take_running(slot) else { return 0 };
-        let count = match running.origin.as_deref() {
+        let Some((message, origin)) = vm.take_message(slot) else { return 0 };
+        let count = match origin.as_deref() {
             Some(origin) if origin.keeps() => collect(state, vm, slot, origin, Wanted::Roots).unwrap_or(0),
             _ => 0,
         };
-        vm.put_running(slot, running);
+        vm.put_message(slot, message, origin);
         count
     }
 }
@@ -599,16 +672,22 @@ unsafe extern "C-unwind" fn pack(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `measure(value)` → how many bytes it has in a message, or nothing if it cannot cross
+/// `measure(value)` → how many bytes it has in a message, infinity for more than is written to find out, or nothing if it cannot
+/// cross
 unsafe extern "C-unwind" fn measure(state: *mut lua_State) -> c_int {
     // SAFETY: as `open`.
     unsafe {
         let vm = vm(state);
         ffi::lua_settop(state, 1);
         let mut message = Message::default();
-        let request = Request { count: 1, limit: LARGEST, scanned: true, purpose: Purpose::Outcome(None) };
-        if encode_top(state, vm, &mut message, request).is_err() {
-            return 0;
+        let request = Request { count: 1, limit: measuring(0), scanned: true, purpose: Purpose::Outcome(None) };
+        match encode_top(state, vm, &mut message, request) {
+            Ok(()) => {}
+            Err(Refusal::TooLarge) => {
+                ffi::lua_pushnumber(state, f64::INFINITY);
+                return 1;
+            }
+            Err(_) => return 0,
         }
         ffi::lua_pushnumber(state, message.bytes.len() as f64);
         1

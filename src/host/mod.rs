@@ -121,6 +121,7 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
             ffi::lua_setfield(state, -2, c"block".as_ptr());
             handles(state);
             objects::open(state);
+            shared::open(state);
         })?
     };
     pools::add(lua, &table, vm)?;

@@ -119,7 +119,7 @@ unsafe extern "C-unwind" fn module_tried(state: *mut lua_State) -> c_int {
     unsafe {
         let vm = vm(state);
         if let Some(module) = text(state, 1) {
-            vm.modules.borrow_mut().insert(module);
+            vm.module_tried(module);
         }
         0
     }
@@ -144,12 +144,7 @@ unsafe extern "C-unwind" fn paths_of(state: *mut lua_State) -> c_int {
     unsafe {
         let vm = vm(state);
         let slot = ffi::lua_tonumber(state, 1) as usize;
-        let Some(running) = vm.take_running(slot) else { return 0 };
-        let wanted = running.job.value.paths;
-        vm.put_running(slot, running);
-        if wanted == vm.paths.get() {
-            return 0;
-        }
+        let Some(wanted) = vm.paths_of(slot).filter(|wanted| *wanted != vm.paths.get()) else { return 0 };
         vm.paths.set(wanted);
         let Some(paths) = registry::paths(wanted) else { return 0 };
         push_bytes(state, &paths.path);

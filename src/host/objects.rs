@@ -37,6 +37,9 @@ const NAMES: [&CStr; kind::COUNT] = [
     c"msys.future",
 ];
 
+/// Its address stands in the metatables of handles, and in no others.
+static MARK: u8 = 0;
+
 /// The payload of a handle. Compiled code passes its address.
 #[repr(C)]
 struct Payload {
@@ -68,22 +71,32 @@ pub(super) unsafe fn open(state: *mut lua_State) {
             ffi::lua_setfield(state, meta, c"__gc".as_ptr());
             ffi::lua_pushvalue(state, meta);
             ffi::lua_setfield(state, by_name, name.as_ptr());
-            // By number, and the number by the metatable.
-            ffi::lua_pushvalue(state, meta);
-            ffi::lua_pushnumber(state, f64::from(number));
-            ffi::lua_rawset(state, by_kind);
+            // By this `payload` knows it: nobody outside has the metatable, and so nobody has put it into another.
+            ffi::lua_pushlightuserdata(state, (&raw const MARK).cast_mut().cast());
+            ffi::lua_rawseti_(state, meta, 1);
             ffi::lua_rawseti_(state, by_kind, number);
         }
         ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, KINDS.as_ptr());
         ffi::lua_setfield(state, module, c"metatables".as_ptr());
-        ffi::lua_createtable(state, 0, 4);
-        ffi::lua_createtable(state, 0, 1);
-        push_bytes(state, b"v");
-        ffi::lua_setfield(state, -2, c"__mode".as_ptr());
-        ffi::lua_setmetatable(state, -2);
+        push_weak_table(state, b"v");
         ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, OBJECTS.as_ptr());
         ffi::lua_pushlightuserdata(state, (&raw const API).cast_mut().cast());
         ffi::lua_setfield(state, module, c"api".as_ptr());
+    }
+}
+
+/// Pushes a new table that holds its keys or values weakly. May raise.
+///
+/// # Safety
+/// Three free stack slots.
+pub(super) unsafe fn push_weak_table(state: *mut lua_State, mode: &[u8]) {
+    // SAFETY: one value is left.
+    unsafe {
+        ffi::lua_createtable(state, 0, 4);
+        ffi::lua_createtable(state, 0, 1);
+        push_bytes(state, mode);
+        ffi::lua_setfield(state, -2, c"__mode".as_ptr());
+        ffi::lua_setmetatable(state, -2);
     }
 }
 
@@ -109,12 +122,9 @@ unsafe fn payload<'a>(state: *mut lua_State, at: c_int) -> Option<&'a Payload> {
         if ffi::lua_type(state, at) != ffi::LUA_TUSERDATA || ffi::lua_getmetatable(state, at) == 0 {
             return None;
         }
-        let meta = ffi::lua_gettop(state);
-        ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, KINDS.as_ptr());
-        ffi::lua_pushvalue(state, meta);
-        ffi::lua_rawget_(state, meta + 1);
-        let known = ffi::lua_type(state, meta + 2) == ffi::LUA_TNUMBER;
-        ffi::lua_settop(state, meta - 1);
+        ffi::lua_rawgeti_(state, -1, 1);
+        let known = ffi::lua_touserdata(state, -1).cast_const() == (&raw const MARK).cast();
+        ffi::lua_settop(state, -3);
         if !known {
             return None;
         }

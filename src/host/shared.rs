@@ -7,17 +7,17 @@ use std::{
 
 use super::{
     jobs::{decode_onto, encode_value, missing_module, refused_value},
-    objects::{counted_at, object_at, push_new, push_object, set_buffer_view, whole},
+    objects::{counted_at, object_at, push_new, push_object, push_weak_table, set_buffer_view, whole},
     text, vm,
 };
 use crate::{
     decode::Role,
     handles::{
-        Buffer, Channel, Counter, Future, Key, Knock, OwnedKey, Received, Sent, Status, Stored, Table, kind,
+        Buffer, Channel, Counter, Future, Key, Knock, OwnedKey, Packed, Received, Sent, Status, Stored, Table, kind, new_id,
     },
     job::Sink,
     luajit::{ffi, lua_State, push_bytes, string_at},
-    outcome,
+    outcome, registry,
     vm::{Awaited, Vm},
     wire::{Message, Object},
 };
@@ -32,7 +32,11 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"counter", counter),
     (c"shared", shared),
     (c"process_table", process_table),
+    (c"share_globals", share_globals),
+    (c"shares_globals", shares_globals),
     (c"shared_get", shared_get),
+    (c"shared_peek", shared_peek),
+    (c"shared_private", shared_private),
     (c"shared_set", shared_set),
     (c"shared_version", shared_version),
     (c"shared_swap", shared_swap),
@@ -47,6 +51,9 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"future_status", future_status),
     (c"future_cancel", future_cancel),
 ];
+
+/// Registry name of the functions read from what is shared, by their numbers, held weakly.
+const SEEN_FUNCTIONS: &CStr = c"msys.functions.shared";
 
 /// The key at `at`; `None` for what is no key.
 ///
@@ -71,7 +78,8 @@ unsafe fn key_at<'a>(state: *mut lua_State, at: c_int) -> Option<Key<'a>> {
 unsafe fn store(state: *mut lua_State, vm: &Vm, scanned: bool) -> Result<Stored, c_int> {
     // SAFETY: each arm reads what fits the type.
     unsafe {
-        let stored = match ffi::lua_type(state, -1) {
+        let kind = ffi::lua_type(state, -1);
+        let stored = match kind {
             ffi::LUA_TNIL => Stored::Nil,
             ffi::LUA_TBOOLEAN => Stored::Boolean(ffi::lua_toboolean(state, -1) != 0),
             ffi::LUA_TNUMBER => Stored::Number(ffi::lua_tonumber(state, -1)),
@@ -82,7 +90,7 @@ unsafe fn store(state: *mut lua_State, vm: &Vm, scanned: bool) -> Result<Stored,
                         Some(object) if message.is_handle() => Stored::Object(object),
                         other => {
                             message.handles.extend(other);
-                            Stored::Packed(Arc::new(message))
+                            Stored::packed(message, kind == ffi::LUA_TFUNCTION)
                         }
                     }),
                     Err(refusal) => Err(refused_value(state, vm, refusal)),
@@ -107,19 +115,64 @@ unsafe fn push_stored(state: *mut lua_State, vm: &Vm, stored: &Stored) {
             Stored::Number(number) => ffi::lua_pushnumber(state, *number),
             Stored::Text(text) => push_bytes(state, text),
             Stored::Object(object) => push_object(state, object),
-            Stored::Packed(message) => {
-                ffi::luaL_checkstack_(state, 20, c"too many values".as_ptr());
-                while let Some(module) = missing_module(state, vm, message) {
-                    ffi::lua_getfield(state, ffi::LUA_GLOBALSINDEX, c"require".as_ptr());
-                    push_bytes(state, module.as_bytes());
-                    ffi::lua_call(state, 1, 0);
-                    vm.modules.borrow_mut().insert(module);
-                }
-                if decode_onto(state, vm, message, Role::Outcome(None)).is_err() {
-                    ffi::lua_error(state);
-                }
-            }
+            Stored::Packed(packed) if packed.is_function => push_function(state, vm, packed),
+            Stored::Packed(packed) => push_message(state, vm, &packed.message),
+            Stored::Private(_) => ffi::lua_pushnil(state),
         }
+    }
+}
+
+/// Pushes what a message has. May raise, as [`push_stored`].
+///
+/// # Safety
+/// As [`push_stored`].
+unsafe fn push_message(state: *mut lua_State, vm: &Vm, message: &Message) {
+    // SAFETY: modules first, as decoding needs them.
+    unsafe {
+        ffi::luaL_checkstack_(state, 20, c"too many values".as_ptr());
+        while let Some(module) = missing_module(state, vm, message) {
+            ffi::lua_getfield(state, ffi::LUA_GLOBALSINDEX, c"require".as_ptr());
+            push_bytes(state, module.as_bytes());
+            ffi::lua_call(state, 1, 0);
+            vm.modules.borrow_mut().insert(module);
+        }
+        if decode_onto(state, vm, message, Role::Outcome(None)).is_err() {
+            ffi::lua_error(state);
+        }
+    }
+}
+
+/// Pushes a function, the same each time as long as this VM has it. May raise, as [`push_stored`].
+///
+/// # Safety
+/// As [`push_stored`].
+unsafe fn push_function(state: *mut lua_State, vm: &Vm, packed: &Packed) {
+    // SAFETY: one value is left; the table is ours.
+    unsafe {
+        let top = ffi::lua_gettop(state);
+        ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, SEEN_FUNCTIONS.as_ptr());
+        ffi::lua_pushnumber(state, packed.id as f64);
+        ffi::lua_rawget_(state, top + 1);
+        if ffi::lua_type(state, top + 2) == ffi::LUA_TNIL {
+            ffi::lua_settop(state, top + 1);
+            push_message(state, vm, &packed.message);
+            ffi::lua_pushnumber(state, packed.id as f64);
+            ffi::lua_pushvalue(state, top + 2);
+            ffi::lua_rawset(state, top + 1);
+        }
+        ffi::lua_replace(state, top + 1);
+    }
+}
+
+/// Makes what reading needs, once in each VM.
+///
+/// # Safety
+/// In protected mode.
+pub(super) unsafe fn open(state: *mut lua_State) {
+    // SAFETY: what is pushed is stored.
+    unsafe {
+        push_weak_table(state, b"v");
+        ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, SEEN_FUNCTIONS.as_ptr());
     }
 }
 
@@ -248,6 +301,20 @@ unsafe extern "C-unwind" fn process_table(state: *mut lua_State) -> c_int {
     1
 }
 
+/// `share_globals()` → whether scripts' own globals are shared by all VMs from now on
+unsafe extern "C-unwind" fn share_globals(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { ffi::lua_pushboolean(state, c_int::from(registry::share_globals())) };
+    1
+}
+
+/// `shares_globals()` → whether they are
+unsafe extern "C-unwind" fn shares_globals(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { ffi::lua_pushboolean(state, c_int::from(registry::shares_globals())) };
+    1
+}
+
 /// `shared_get(table, key)` → the value; the `__index` of shared tables
 unsafe extern "C-unwind" fn shared_get(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
@@ -260,7 +327,42 @@ unsafe extern "C-unwind" fn shared_get(state: *mut lua_State) -> c_int {
     1
 }
 
-/// `shared_set(table, key, value, scanned)` → true; or nil, reason, value, why
+/// `shared_peek(table, key, known)` → the value; with a number, if it is one that each VM has for itself, and without the value, if
+/// that is the known number or that of another VM's value
+unsafe extern "C-unwind" fn shared_peek(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 2)) else { return 0 };
+        let known = ffi::lua_tonumber(state, 3);
+        let value = table.get(key);
+        match value.id() {
+            None => {
+                push_stored(state, vm, &value);
+                return 1;
+            }
+            Some(id) if id as f64 == known => ffi::lua_pushnil(state),
+            Some(_) => push_stored(state, vm, &value),
+        }
+        ffi::lua_pushnumber(state, value.id().unwrap_or_default() as f64);
+    }
+    2
+}
+
+/// `shared_private(table, key)` → a number for a value that cannot leave this VM; others find nil under the key
+unsafe extern "C-unwind" fn shared_private(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 2)) else { return 0 };
+        let id = new_id();
+        drop(table.set(key, Stored::Private(id)));
+        ffi::lua_pushnumber(state, id as f64);
+    }
+    1
+}
+
+/// `shared_set(table, key, value, scanned)` → true, and its number, if it is a value that each VM has for itself; or nil, reason,
+/// value, why
 unsafe extern "C-unwind" fn shared_set(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -268,11 +370,19 @@ unsafe extern "C-unwind" fn shared_set(state: *mut lua_State) -> c_int {
         let scanned = ffi::lua_toboolean(state, 4) != 0;
         ffi::lua_settop(state, 3);
         let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 2)) else { return 0 };
-        match store(state, vm, scanned) {
-            Ok(value) => drop(table.set(key, value)),
+        let id = match store(state, vm, scanned) {
+            Ok(value) => {
+                let id = value.id();
+                drop(table.set(key, value));
+                id
+            }
             Err(count) => return count,
-        }
+        };
         ffi::lua_pushboolean(state, 1);
+        if let Some(id) = id {
+            ffi::lua_pushnumber(state, id as f64);
+            return 2;
+        }
     }
     1
 }
@@ -406,7 +516,7 @@ unsafe extern "C-unwind" fn future_outcome(state: *mut lua_State) -> c_int {
         let Some(future) = object_at::<Future>(state, 1, kind::FUTURE) else { return 0 };
         let Some(outcome) = future.outcome() else { return 0 };
         let top = ffi::lua_gettop(state);
-        push_stored(state, vm, &Stored::Packed(outcome));
+        push_message(state, vm, &outcome);
         ffi::lua_gettop(state) - top
     }
 }

@@ -289,6 +289,11 @@ impl Pool {
         }
     }
 
+    /// Whether it has ever had a worker.
+    pub fn has_started(&self) -> bool {
+        self.started.load(Ordering::Relaxed) > 0
+    }
+
     /// Ends the jobs that are queued now, and not those that come meanwhile, with a failure.
     pub fn fail_queued(&self, kind: &str, text: &str, traceback: &str) {
         let seats: Vec<_> = self.seats.read().iter().flatten().cloned().collect();

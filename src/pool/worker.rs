@@ -250,6 +250,11 @@ impl Worker {
         }
     }
 
+    /// Whether it has begun to take jobs.
+    pub fn is_serving(&self) -> bool {
+        self.serving.get()
+    }
+
     /// Whether the pool has no worker whose init has succeeded: then its jobs would wait for one in vain.
     pub fn nobody_serves(&self) -> bool {
         self.pool.serving.load(Ordering::Acquire) == 0
