@@ -59,6 +59,8 @@ pub enum Next {
     Signal(u64),
     /// The time of a ticket is over.
     Timer(u64),
+    /// The jobs in progress are not to wait any longer.
+    Stop,
     /// The worker is to end.
     End,
     /// The process is a fork's child: what was under way is not here.
@@ -610,8 +612,10 @@ impl Vm {
             let inbox = self.inbox();
             match &self.worker {
                 Some(worker) => {
-                    if worker.idle(&inbox, self.load(), timeout) == Turn::End {
-                        return Next::End;
+                    match worker.idle(&inbox, self.load(), timeout) {
+                        Turn::End => return Next::End,
+                        Turn::Stop => return Next::Stop,
+                        Turn::Again => {}
                     }
                 }
                 None => {

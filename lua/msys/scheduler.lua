@@ -20,12 +20,14 @@ jit.off(true, true)
 local scheduler = {}
 
 -- Kinds of events, as in src/host/jobs.rs.
-local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST, FAILED = 0, 1, 2, 3, 4, 5, 6, 7
+local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST, FAILED, STOP = 0, 1, 2, 3, 4, 5, 6, 7, 8
 
 --- What a coroutine yields: a session that waits (with its ticket), one that lets others run, and one that has ended.
 local WAIT, YIELD, DONE = {}, {}, {}
---- Stands in `waiting` for a pump.
-local PUMP = {}
+--- Stand in `waiting` for a pump, and for a wait that was ended before what it waited for has come.
+local PUMP, ABANDONED = {}, {}
+--- Comes in the place of a wait's values, if the wait was ended.
+local STOPPED = {}
 
 --- How many ended sessions are kept for new ones.
 local SPARE = 256
@@ -40,6 +42,9 @@ local POLL_MOST = 1000
 ---@field counted? boolean  msys.run waits for it
 ---@field number? integer  its number in the process, once it has to do with locks
 ---@field name? string  what messages call it, if not by its job
+---@field ticket? integer  what it waits for, or last did
+---@field pumping? integer  the ticket of the pump that it is in
+---@field stop? { text: string, kind: string }  why its waits end at once
 
 ---@type msys.Session?
 local current
@@ -57,8 +62,10 @@ local timed = {}
 local tickets, spare_ticket, spare_tickets = 0, {}, 0
 local ready, first, last = {}, 1, 0
 local spare = {}
---- Pumps on the stack.
+--- Pumps on the stack; and the sessions that are in one, by that.
 local pumps = 0
+---@type table<msys.Session, true?>
+local in_pump = {}
 --- A foreign loop watches our descriptor; `poll` runs, and will see to the descriptor itself.
 local watched, polling = false, false
 --- Sessions spawned and not ended; completions awaited or running.
@@ -305,7 +312,7 @@ local function take_session()
   local session = spare[#spare]
   if session then
     spare[#spare] = nil
-    session.tls = nil
+    session.tls, session.stop = nil, nil
     return session
   end
   return { co = co_create(body) }
@@ -354,6 +361,8 @@ local function complete(ticket, ...)
     -- The ticket is the pump's until it has taken the values.
     arrived[ticket] = { n = select("#", ...), ... }
     return
+  elseif waiter == ABANDONED then
+    return release(ticket)
   end
   if type(waiter) == "function" then
     -- The ticket is the completion's until it has ended.
@@ -402,7 +411,8 @@ local function lose_everything()
       end
     elseif waiter then
       release(ticket)
-      if type(waiter) == "function" then
+      if waiter == ABANDONED then -- luacheck: ignore 542 (nobody waits)
+      elseif type(waiter) == "function" then
         -- It is run in the parent. One that runs already goes on in both.
         completions = completions - 1
       else
@@ -430,6 +440,43 @@ local function undecoded(err, pool, job)
   return { kind = kind, traceback = scheduler.text_of(err), pool = name, job = job }
 end
 
+--- Ends the waits of a session, the present one and all to come: each raises `text`. The one place where that is done.
+---@param session msys.Session
+---@param text string
+---@param kind string  of the outcome, if the session is a job and lets the error through
+local function stop(session, text, kind)
+  session.stop = { text = text, kind = kind }
+  local ticket = session.pumping
+  if ticket then
+    -- It takes this when it is on top of the stack again.
+    arrived[ticket] = { n = 1, STOPPED }
+    return
+  end
+  ticket = session.ticket
+  if not ticket or waiting[ticket] ~= session then return end
+  if ticket > ONCE then
+    waiting[ticket] = nil
+    native.leave(ticket, true)
+  else
+    waiting[ticket] = ABANDONED
+  end
+  resume(session, STOPPED)
+end
+
+--- Stops all jobs of a worker, whose pool ends without waiting for them.
+local function stop_jobs(text, kind)
+  local jobs = {}
+  for _, waiter in pairs(waiting) do
+    if type(waiter) == "table" and waiter.slot then jobs[#jobs + 1] = waiter end
+  end
+  for session in pairs(in_pump) do
+    if session.slot then jobs[#jobs + 1] = session end
+  end
+  for _, session in ipairs(jobs) do
+    stop(session, text, kind)
+  end
+end
+
 --- Handles what `next` gave; false when a worker is to end.
 local function handle(kind, ...)
   if kind == OUTCOME then
@@ -454,6 +501,8 @@ local function handle(kind, ...)
     end
   elseif kind == LOST then
     lose_everything()
+  elseif kind == STOP then
+    stop_jobs(...)
   elseif kind == END then
     return false
   end
@@ -509,7 +558,14 @@ function pump(ticket)
   local values = arrived[ticket]
   if values then
     arrived[ticket] = nil
-    release(ticket)
+    if values[1] ~= STOPPED then
+      release(ticket)
+    elseif ticket > ONCE then
+      waiting[ticket] = nil
+      native.leave(ticket, true)
+    else
+      waiting[ticket] = ABANDONED
+    end
     return unpack(values, 1, values.n)
   end
   -- Well before the limit, no new jobs on top of these: others can take them.
@@ -523,21 +579,36 @@ local function can_suspend()
 end
 scheduler.can_suspend = can_suspend
 
-local function pumped_out(...)
+local function pumped_out(session, before, ...)
   pumps = pumps - 1
+  session.pumping = before
+  if not before then in_pump[session] = nil end
   left_over()
   return ...
 end
 
 --- Pumps, unless so many pumps are on the stack already that the C stack could overflow.
 local function deep_pump(ticket)
-  if pumps >= native.max_pumps then
+  -- Outside of sessions there is none: an error has left some that were.
+  local session, depth = current or main, current and pumps or 0
+  if depth >= native.max_pumps then
     waiting[ticket] = false
     error(("msys: more than %d waits inside each other that cannot suspend"):format(native.max_pumps), 0)
   end
-  -- Outside of sessions there is none: an error has left some that were.
-  pumps = (current and pumps or 0) + 1
-  return pumped_out(pump(ticket))
+  pumps = depth + 1
+  local before = session.pumping
+  session.pumping = ticket
+  in_pump[session] = true
+  return pumped_out(session, before, pump(ticket))
+end
+
+--- Raises at the end of a wait that was ended, or gives what has come.
+local function woken(first, ...)
+  if first == STOPPED then
+    local session = current or main
+    error(session.stop.text, 0)
+  end
+  return first, ...
 end
 
 --- Waits for the values of `ticket`; its session is suspended, or if that cannot be, the loop is run from here.
@@ -545,12 +616,24 @@ end
 ---@param ticket integer
 ---@return any ...
 function scheduler.wait(ticket)
+  local session = current
+  if session and session.stop then
+    -- What is awaited may come all the same; nothing is, of those that are used once.
+    if ticket > ONCE then
+      native.leave(ticket, true)
+    else
+      waiting[ticket] = ABANDONED
+    end
+    error(session.stop.text, 0)
+  end
   if can_suspend() then
-    waiting[ticket] = current
-    return co_yield(WAIT, ticket)
+    ---@cast session msys.Session
+    session.ticket = ticket
+    waiting[ticket] = session
+    return woken(co_yield(WAIT, ticket))
   end
   waiting[ticket] = PUMP
-  return deep_pump(ticket)
+  return woken(deep_pump(ticket))
 end
 
 --- Lets others run on top of the stack.

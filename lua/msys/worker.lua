@@ -17,7 +17,7 @@ local current, failure = scheduler.current, scheduler.failure
 
 jit.off(true, true)
 
-local bor = bit.bor
+local bor, find = bit.bor, string.find
 
 -- Flags of `native.finish`, as in src/host/jobs.rs.
 local SCANNED, NO_CHANGES, MEASURE, OURS = 2, 16, 32, 64
@@ -178,6 +178,8 @@ local function ended(session, slot, ok, ...)
     return settle(session, slot, true, ...)
   end
   local err, info = scheduler.explain((...), about(slot))
+  local stop = session.stop
+  if stop and type(err) == "string" and find(err, stop.text, 1, true) then info.kind = stop.kind end
   if completion then
     -- The completion has the outcome, so the failure is not reported a second time.
     complete(slot, completion, false, err, info)

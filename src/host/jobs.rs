@@ -48,6 +48,7 @@ mod kind {
     pub(super) const END: f64 = 5.0;
     pub(super) const LOST: f64 = 6.0;
     pub(super) const FAILED: f64 = 7.0;
+    pub(super) const STOP: f64 = 8.0;
 }
 
 /// Flags of `submit` and `finish`; `lua/msys/submit.lua` and `worker.lua` have the same.
@@ -277,7 +278,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
 /// `next(block, deep, ticket)`, the ticket being that of the caller if it cannot do anything else meanwhile → a kind and what belongs to it:
 /// nothing · job (slot, whether `paths_of` has other paths, whether memory is short) · outcome (ticket, values…) ·
 /// report (false, error, info) · require (name) · end · lost · failed, of an outcome or report that could not be
-/// decoded (ticket or nil, error, pool, job)
+/// decoded (ticket or nil, error, pool, job) · stop, of all jobs' waits (error, kind)
 unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; no Rust value is live across a push that can raise but the parcel, which an
     // unwinding would drop with its message.
@@ -317,6 +318,14 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
             Next::End => {
                 ffi::lua_pushnumber(state, kind::END);
                 1
+            }
+            Next::Stop => {
+                ffi::lua_pushnumber(state, kind::STOP);
+                let pool = vm.worker.as_ref().map_or("", |worker| &*worker.pool.config.name);
+                let text = Error::PoolShutDown(pool.to_owned()).to_string();
+                push_bytes(state, format!("msys: {text}").as_bytes());
+                push_bytes(state, b"shutdown");
+                3
             }
             Next::Lost => {
                 ffi::lua_pushnumber(state, kind::LOST);

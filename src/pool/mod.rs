@@ -79,6 +79,8 @@ pub struct Pool {
     concurrency: AtomicUsize,
     /// There may be more workers than `concurrency`.
     shrinking: AtomicBool,
+    /// It ends without waiting for what its jobs wait for.
+    dropping: AtomicBool,
     /// Callers that wait for room in the queue.
     waiters: Mutex<VecDeque<(Arc<Inbox>, u64)>>,
     has_waiters: AtomicBool,
@@ -113,6 +115,7 @@ impl Pool {
             seats: RwLock::new(Vec::new()),
             concurrency: AtomicUsize::new(config.concurrency),
             shrinking: AtomicBool::new(false),
+            dropping: AtomicBool::new(false),
             waiters: Mutex::new(VecDeque::new()),
             has_waiters: AtomicBool::new(false),
             mourners: Mutex::new(Vec::new()),
@@ -312,10 +315,12 @@ impl Pool {
         }
     }
 
-    /// Refuses new jobs and ends when the queued ones (unless `drop_queued`) and those in progress have.
+    /// Refuses new jobs and ends when the queued ones and those in progress have. With `drop_queued` the queued ones fail,
+    /// and whatever those in progress wait for, now or later, raises there.
     pub fn shutdown(&self, drop_queued: bool) {
         self.state.fetch_max(DRAINING, Ordering::AcqRel);
         if drop_queued {
+            self.dropping.store(true, Ordering::Release);
             let text = Error::PoolShutDown(self.config.name.to_string()).to_string();
             self.fail_queued("shutdown", &text, &text);
         }

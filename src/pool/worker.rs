@@ -23,6 +23,8 @@ const OUTSIDE_FIRST: u32 = 61;
 pub enum Turn {
     /// Look again.
     Again,
+    /// End the waits of the jobs in progress: the pool does not wait for them.
+    Stop,
     /// End: the pool is shut down or smaller now.
     End,
 }
@@ -47,6 +49,7 @@ pub struct Worker {
     tick: std::cell::Cell<u32>,
     left: std::cell::Cell<bool>,
     serving: std::cell::Cell<bool>,
+    stopped: std::cell::Cell<bool>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -66,6 +69,7 @@ impl Worker {
             tick: 0.into(),
             left: false.into(),
             serving: false.into(),
+            stopped: false.into(),
         }
     }
 
@@ -152,6 +156,9 @@ impl Worker {
     pub fn idle(&self, inbox: &Inbox, load: Load, timeout: Option<Duration>) -> Turn {
         if self.must_end(load.sessions) {
             return Turn::End;
+        }
+        if self.pool.dropping.load(Ordering::Acquire) && !self.stopped.replace(true) {
+            return Turn::Stop;
         }
         let least = self.least_rank(load);
         let sleep = &self.pool.sleep;
