@@ -85,6 +85,8 @@ pub struct Functions {
     environments: Cell<Option<Environments>>,
     /// There has been an environment of a job's own.
     has_environments: Cell<bool>,
+    /// All VMs see the scripts' globals: no job needs an environment of its own.
+    pub shares_globals: Cell<bool>,
 }
 
 /// Registry references of what makes the environments of jobs (`lua/msys/environment.lua`).
@@ -141,6 +143,7 @@ impl Functions {
                 loaded: Cell::new(0),
                 environments: Cell::new(None),
                 has_environments: Cell::new(false),
+                shares_globals: Cell::new(false),
             }
         }
     }

@@ -407,6 +407,9 @@ impl Encoder<'_> {
     /// Decides what the outcome may speak of, and keeps what that needs; nothing, if nothing can have changed.
     unsafe fn settle_flags(&mut self, first: c_int) {
         let Purpose::Job { keep, .. } = self.request.purpose else { return };
+        if self.functions.shares_globals.get() {
+            self.flags &= !(flag::ENV | flag::OPEN_ENV);
+        }
         // SAFETY: slots made by `message_from`; the table is on its slot, or made now.
         unsafe {
             let has_kept = ffi::lua_type(self.state, self.kept) == ffi::LUA_TTABLE;

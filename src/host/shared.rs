@@ -304,7 +304,11 @@ unsafe extern "C-unwind" fn process_table(state: *mut lua_State) -> c_int {
 /// `share_globals()` → whether scripts' own globals are shared by all VMs from now on
 unsafe extern "C-unwind" fn share_globals(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
-    unsafe { ffi::lua_pushboolean(state, c_int::from(registry::share_globals())) };
+    unsafe {
+        let shared = registry::share_globals();
+        vm(state).functions.shares_globals.set(shared);
+        ffi::lua_pushboolean(state, c_int::from(shared));
+    }
     1
 }
 
