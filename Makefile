@@ -55,7 +55,7 @@ test-vm: setup ## the Rust tests that make a VM: hostile bytes, memory that runs
 
 test-loom: ## the concurrency layer under loom, which tries every interleaving
 	$(say) 'cargo test under loom'
-	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom cargo test --locked --release --test loom
+	RUSTFLAGS='--cfg loom' CARGO_TARGET_DIR=target/loom cargo test --locked --release --test loom --test loom_locks
 
 test-lua: build ## the specs (SPEC=<file or directory> for some of them)
 	$(say) '$(SPEC)'

@@ -15,10 +15,11 @@ use std::sync::{Arc, Weak};
 use rustc_hash::FxHashMap;
 
 pub use buffer::Buffer;
-pub use channel::{Channel, Received, Sent};
+pub use channel::Channel;
 pub use counter::Counter;
 pub use future::{Future, Status};
 pub use mutex::{Condition, Mutex, RwLock};
+pub use crate::locks::{Received, Sent};
 pub use stored::{Packed, Stored, new_id};
 pub use table::{Key, OwnedKey, Table};
 

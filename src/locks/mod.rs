@@ -1,4 +1,5 @@
-//! Locks that sessions of all VMs share: who holds one, who waits for it, and whether that wait could ever end.
+//! Locks that sessions of all VMs share: who holds one, who waits for it, and whether that wait could ever end. Channels,
+//! by which they wait for values, are beside them, and have nothing to do with the rest.
 //!
 //! Called by `host`. Knows no Lua and no VM: a waiter is whatever can be woken ([`Wake`]).
 //!
@@ -21,11 +22,13 @@
 //! chain comes to the session that asks, the wait would never end, and is refused. Waits with a limit end by
 //! themselves, and are no part of it.
 
+mod channel;
 mod condition;
 mod mutex;
 mod rwlock;
 mod waits;
 
+pub use channel::{Channel, Received, Sent};
 pub use condition::Condition;
 pub use mutex::{Kind, Mutex};
 pub use rwlock::{Access, RwLock};
