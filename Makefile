@@ -16,7 +16,7 @@ export MSYS_TOOLS
 # The suites measure time and use every core: one after the other, also under -j.
 .NOTPARALLEL:
 .PHONY: help setup build rock demo test test-rust test-vm test-loom test-lua test-lua-joff test-lua-shuffle \
-	test-luajit2 test-api test-properties test-soak test-rock fuzz soak bench bench-values bench-code check setup-check check-rust check-lua check-text format clean
+	test-luajit2 test-api test-properties test-soak test-rock fuzz soak bench bench-values bench-code bench-sync check setup-check check-rust check-lua check-text format clean
 
 # Runs a script with what `make build` made.
 with_build = LUA_PATH='lua/?.lua;lua/?/init.lua;./?.lua;;' LUA_CPATH='build/lib/?.so;;'
@@ -114,6 +114,11 @@ bench-values: build ## values beside string.buffer by hand, and beside lua-luv
 bench-code: build ## what a job's code costs beside the same code in one VM
 	$(say) 'code'
 	$(with_build) luajit bench/code.lua
+
+bench-sync: build ## locks, channels and shared data, beside lua-luv and cqueues
+	@scripts/apt.sh install lua-luv lua-cqueues || echo 'bench-sync: without the two, msys is measured alone'
+	$(say) 'locks, channels, shared data'
+	$(with_build) UV_THREADPOOL_SIZE=$$(nproc) luajit bench/sync.lua
 
 check: check-rust check-lua check-text ## formatting, lints and types of everything
 

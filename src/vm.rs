@@ -20,7 +20,7 @@ use crate::{
     handles,
     lease::Lease,
     job::{Chain, Ids, Inbox, Job, Kind, Mode, Sink, new_job},
-    locks::{Ancestor, Ancestors, Held, Session, Wake},
+    locks::{Ancestor, Ancestors, Held, Session, Wait, Wake},
     mailbox::{Mailbox, Taken},
     memory::Memory,
     origin::Origin,
@@ -357,11 +357,20 @@ impl Vm {
         left
     }
 
+    /// What tells the wait of a ticket from those of other VMs.
+    pub fn wait_of(&self, ticket: u64) -> Wait {
+        Wait { vm: Arc::as_ptr(&self.inbox.borrow()).addr(), ticket }
+    }
+
     /// A session waits no longer for what has this ticket; `gone` if it was not to be woken, and is not going to try.
     pub fn leave(&self, ticket: u64, gone: bool) {
-        match self.awaited.borrow_mut().remove(&ticket) {
-            Some(Awaited::Channel(channel)) => channel.leave(ticket, gone),
-            Some(Awaited::Futures(futures)) => futures.iter().for_each(|future| future.leave(ticket)),
+        let awaited = self.awaited.borrow_mut().remove(&ticket);
+        match awaited {
+            Some(Awaited::Channel(channel)) => channel.leave(self.wait_of(ticket), gone),
+            Some(Awaited::Futures(futures)) => {
+                let wait = self.wait_of(ticket);
+                futures.iter().for_each(|future| future.leave(wait));
+            }
             Some(Awaited::Lock(session, lock)) if gone => drop(lock.abandon(session)),
             Some(Awaited::Condition(session, condition)) if gone => {
                 let knock = condition.lock.abandon(&mut handles::order(), session);

@@ -17,7 +17,7 @@ use loom::{
     thread,
 };
 use msys::{
-    locks::{Channel, Condition, Kind, Locked, Mutex, Received, Sent, Session, Settled, Unlocked, Waiter, Waits, Wake},
+    locks::{Channel, Condition, Kind, Locked, Mutex, Received, Sent, Session, Settled, Unlocked, Wait, Waiter, Waits, Wake},
     waker::Waker,
 };
 
@@ -304,9 +304,14 @@ fn a_signal_and_the_end_of_the_time_do_not_both_count() {
     });
 }
 
+fn wait(ticket: u64) -> Wait {
+    Wait { vm: 0, ticket }
+}
+
 type Numbers = Channel<u32, Bell>;
 
-fn send(channel: &Numbers, bell: &Bell, wait: u64, value: u32) {
+fn send(channel: &Numbers, bell: &Bell, ticket: u64, value: u32) {
+    let wait = wait(ticket);
     loop {
         match channel.send(value) {
             Sent::Yes => return,
@@ -321,7 +326,8 @@ fn send(channel: &Numbers, bell: &Bell, wait: u64, value: u32) {
     }
 }
 
-fn receive(channel: &Numbers, bell: &Bell, wait: u64) -> Option<u32> {
+fn receive(channel: &Numbers, bell: &Bell, ticket: u64) -> Option<u32> {
+    let wait = wait(ticket);
     loop {
         match channel.receive() {
             Received::Item(item) => return Some(item),
@@ -404,8 +410,8 @@ fn a_receiver_that_is_gone_passes_its_wake_up_on() {
                 2 => assert_eq!(receive(&shared, &bell, me), Some(1)),
                 // It waits, and its session ends without looking again, whether it was woken or not.
                 _ => {
-                    if shared.await_item(me, bell.clone()) {
-                        shared.leave(me, true);
+                    if shared.await_item(wait(me), bell.clone()) {
+                        shared.leave(wait(me), true);
                     }
                 }
             }

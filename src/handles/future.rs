@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::{Knock, kind};
+use super::{Knock, Wait, kind};
 use crate::{
     job::{Inbox, Kind, Sink, new_job},
     locks::Wake,
@@ -29,7 +29,7 @@ enum State {
 #[derive(Debug, Default)]
 struct Inner {
     state: State,
-    waiters: Vec<(u64, Knock)>,
+    waiters: Vec<Knock>,
     /// Somebody has asked for the outcome.
     observed: bool,
 }
@@ -82,19 +82,19 @@ impl Future {
         Some(outcome)
     }
 
-    /// Waits for its end under `wait`, unless it has ended: then false.
-    pub fn wait(&self, wait: u64, knock: Knock) -> bool {
+    /// Waits for its end, unless it has ended: then false.
+    pub fn wait(&self, knock: Knock) -> bool {
         let mut inner = self.inner.lock();
         if matches!(inner.state, State::Ended { .. }) {
             return false;
         }
-        inner.waiters.push((wait, knock));
+        inner.waiters.push(knock);
         true
     }
 
     /// A session waits no longer.
-    pub fn leave(&self, wait: u64) {
-        self.inner.lock().waiters.retain(|(other, _)| *other != wait);
+    pub fn leave(&self, wait: Wait) {
+        self.inner.lock().waiters.retain(|other| other.wait() != wait);
     }
 
     /// Ends it in the place of its job, if that has not begun: whether it had not.
@@ -107,7 +107,7 @@ impl Future {
         inner.observed = true;
         let waiters = std::mem::take(&mut inner.waiters);
         drop(inner);
-        waiters.into_iter().for_each(|(_, knock)| knock.wake());
+        waiters.into_iter().for_each(Wake::wake);
         true
     }
 }
@@ -129,7 +129,7 @@ impl Sink for Future {
         }
         let waiters = std::mem::take(&mut inner.waiters);
         drop(inner);
-        waiters.into_iter().for_each(|(_, knock)| knock.wake());
+        waiters.into_iter().for_each(Wake::wake);
     }
 }
 

@@ -19,7 +19,7 @@ pub use channel::Channel;
 pub use counter::Counter;
 pub use future::{Future, Status};
 pub use mutex::{Condition, Mutex, RwLock};
-pub use crate::locks::{Received, Sent};
+pub use crate::locks::{Received, Sent, Wait};
 pub use stored::{Packed, Stored, new_id};
 pub use table::{Key, OwnedKey, Table};
 
@@ -55,6 +55,11 @@ impl Knock {
     /// For the session that waits under `ticket` in the VM of `inbox`.
     pub fn new(inbox: Arc<Inbox>, ticket: u64) -> Self {
         Self { inbox, ticket }
+    }
+
+    /// What tells that wait from all others.
+    pub fn wait(&self) -> Wait {
+        Wait { vm: Arc::as_ptr(&self.inbox).addr(), ticket: self.ticket }
     }
 }
 

@@ -236,7 +236,8 @@ unsafe extern "C-unwind" fn channel_wait(state: *mut lua_State) -> c_int {
         let ticket = ffi::lua_tonumber(state, 2) as u64;
         let knock = Knock::new(vm.inbox(), ticket);
         let for_room = ffi::lua_toboolean(state, 3) != 0;
-        let waits = if for_room { channel.await_room(ticket, knock) } else { channel.await_item(ticket, knock) };
+        let wait = knock.wait();
+        let waits = if for_room { channel.await_room(wait, knock) } else { channel.await_item(wait, knock) };
         if waits {
             vm.awaited.borrow_mut().insert(ticket, Awaited::Channel(channel));
         }
@@ -501,11 +502,11 @@ unsafe extern "C-unwind" fn future_wait(state: *mut lua_State) -> c_int {
         let count = ffi::lua_gettop(state);
         ffi::luaL_checkstack_(state, 4, c"too many futures".as_ptr());
         let futures: Vec<_> = (2..=count).filter_map(|at| counted_at::<Future>(state, at, kind::FUTURE)).collect();
-        let waits = futures.iter().all(|future| future.wait(ticket, Knock::new(vm.inbox(), ticket)));
+        let waits = futures.iter().all(|future| future.wait(Knock::new(vm.inbox(), ticket)));
         if waits {
             vm.awaited.borrow_mut().insert(ticket, Awaited::Futures(futures));
         } else {
-            futures.iter().for_each(|future| future.leave(ticket));
+            futures.iter().for_each(|future| future.leave(vm.wait_of(ticket)));
         }
         ffi::lua_pushboolean(state, c_int::from(waits));
     }

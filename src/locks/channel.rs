@@ -15,13 +15,22 @@ use std::collections::VecDeque;
 use super::Wake;
 use crate::sync::Mutex;
 
+/// What tells a wait from all others: the VM, by an address of its own, and the ticket there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The VM.
+    pub vm: usize,
+    /// The ticket.
+    pub ticket: u64,
+}
+
 #[derive(Debug)]
 struct State<T, W> {
     items: VecDeque<T>,
-    /// Who waits for an item, by the number of the wait.
-    receivers: VecDeque<(u64, W)>,
+    /// Who waits for an item.
+    receivers: VecDeque<(Wait, W)>,
     /// Who waits for room.
-    senders: VecDeque<(u64, W)>,
+    senders: VecDeque<(Wait, W)>,
     closed: bool,
 }
 
@@ -122,7 +131,7 @@ impl<T, W: Wake> Channel<T, W> {
     }
 
     /// Waits for an item under `wait`, unless there is one by now: then false.
-    pub fn await_item(&self, wait: u64, wake: W) -> bool {
+    pub fn await_item(&self, wait: Wait, wake: W) -> bool {
         let mut state = self.state.lock();
         if state.closed || !state.items.is_empty() {
             return false;
@@ -138,7 +147,7 @@ impl<T, W: Wake> Channel<T, W> {
     }
 
     /// Waits for room under `wait`, unless there is some by now: then false.
-    pub fn await_room(&self, wait: u64, wake: W) -> bool {
+    pub fn await_room(&self, wait: Wait, wake: W) -> bool {
         let mut state = self.state.lock();
         if state.closed || state.items.len() < self.capacity.saturating_add(state.receivers.len()) {
             return false;
@@ -148,7 +157,7 @@ impl<T, W: Wake> Channel<T, W> {
     }
 
     /// A session waits no longer. If it was woken, and is not going to try, the next one is.
-    pub fn leave(&self, wait: u64, pass_on: bool) {
+    pub fn leave(&self, wait: Wait, pass_on: bool) {
         let mut state = self.state.lock();
         let waited = state.receivers.len() + state.senders.len();
         state.receivers.retain(|(other, _)| *other != wait);

@@ -28,7 +28,7 @@ mod mutex;
 mod rwlock;
 mod waits;
 
-pub use channel::{Channel, Received, Sent};
+pub use channel::{Channel, Received, Sent, Wait};
 pub use condition::Condition;
 pub use mutex::{Kind, Mutex};
 pub use rwlock::{Access, RwLock};
