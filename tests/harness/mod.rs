@@ -13,6 +13,7 @@ use msys::{
     changes::{self, Wanted},
     decode::{self, Raised, Role},
     encode::{self, Back, Purpose, Refusal, Request},
+    functions::Handles,
     host,
     job::Inbox,
     luajit::{ffi, lua_State, string_at},
@@ -20,7 +21,7 @@ use msys::{
     origin::Origin,
     vm::Vm,
     waker::Waker,
-    wire::Message,
+    wire::{Handle, Message, Object},
 };
 
 /// Stack places of the protected halves.
@@ -183,7 +184,7 @@ impl Harness {
                 ENCODE,
                 request,
                 &self.vm.functions,
-                no_pool,
+                NO_HANDLES,
                 message,
                 &mut scratch.encode,
             )
@@ -201,7 +202,7 @@ impl Harness {
                 self.state,
                 DECODE,
                 &self.vm.functions,
-                push_no_pool,
+                NO_HANDLES,
                 message,
                 &mut scratch.decode,
                 role,
@@ -235,7 +236,7 @@ impl Harness {
                     self.state,
                     CHANGES,
                     functions,
-                    push_no_pool,
+                    NO_HANDLES,
                     origin,
                     &mut scratch.changes,
                     wanted,
@@ -280,11 +281,18 @@ impl Drop for Harness {
     }
 }
 
-unsafe fn no_pool(_: *mut lua_State, _: c_int) -> Option<u32> {
+const NO_HANDLES: Handles = Handles { of: no_handle, push_pool: push_no_pool, push_object: push_no_object };
+
+unsafe fn no_handle(_: *mut lua_State, _: c_int) -> Option<Handle> {
     None
 }
 
 unsafe fn push_no_pool(state: *mut lua_State, _: u32) {
+    // SAFETY: one push.
+    unsafe { ffi::lua_pushnil(state) };
+}
+
+unsafe fn push_no_object(state: *mut lua_State, _: &Arc<dyn Object>) {
     // SAFETY: one push.
     unsafe { ffi::lua_pushnil(state) };
 }
@@ -352,5 +360,6 @@ pub fn beside(message: &Message, bytes: &[u8]) -> Message {
         codes: message.codes.iter().map(Arc::clone).collect(),
         modules: message.modules.clone(),
         lent: message.lent.iter().map(Arc::clone).collect(),
+        handles: message.handles.iter().map(Arc::clone).collect(),
     }
 }
