@@ -42,7 +42,8 @@ pub enum Rank {
     /// A job of another pool waits for it: taken where every job of the worker waits for a job itself. Otherwise two
     /// pools whose jobs call each other could stall, each full of jobs that wait for the other.
     Nested,
-    /// A job of this very pool waits for it, directly or through other pools: always taken.
+    /// A job of this very pool waits for it, directly or through other pools, or somebody who has a lock, for which
+    /// the pool's jobs may wait: always taken.
     Awaited,
 }
 

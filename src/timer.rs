@@ -8,12 +8,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustc_hash::FxHashSet;
+
+/// So many ended timers stay in the heap at any rate.
+const FEW: usize = 64;
+
 /// A heap of deadlines; equal deadlines fire in the order in which they were set.
 #[derive(Debug, Default)]
 pub struct Timers {
     heap: BinaryHeap<Reverse<(Instant, u64, u64)>>,
     /// Distinguishes equal deadlines.
     sequence: u64,
+    /// Tickets whose timers are in the heap, and are of no use.
+    ended: FxHashSet<u64>,
 }
 
 impl Timers {
@@ -23,15 +30,28 @@ impl Timers {
         self.heap.push(Reverse((deadline, self.sequence, ticket)));
     }
 
+    /// Ends the timer of a ticket that is used once.
+    pub fn end(&mut self, ticket: u64) {
+        self.ended.insert(ticket);
+        if self.ended.len() > FEW.max(self.heap.len() / 2) {
+            self.heap.retain(|Reverse((_, _, ticket))| !self.ended.contains(ticket));
+            self.ended.clear();
+        }
+    }
+
     /// A timer that is due at `now`, removed.
     pub fn due(&mut self, now: Instant) -> Option<u64> {
-        let Reverse((deadline, _, ticket)) = self.heap.peek()?;
-        let ticket = *ticket;
-        if *deadline > now {
-            return None;
+        loop {
+            let Reverse((deadline, _, ticket)) = self.heap.peek()?;
+            let ticket = *ticket;
+            if *deadline > now {
+                return None;
+            }
+            self.heap.pop();
+            if !self.ended.remove(&ticket) {
+                return Some(ticket);
+            }
         }
-        self.heap.pop();
-        Some(ticket)
     }
 
     /// How long from `now` until the next timer is due; `None` when there is none.
@@ -62,5 +82,21 @@ mod tests {
         assert_eq!([timers.due(later), timers.due(later), timers.due(later)], [Some(2), Some(3), Some(1)]);
         assert_eq!(timers.due(later), None);
         assert!(timers.is_empty());
+    }
+    #[test]
+    fn an_ended_timer_neither_fires_nor_stays() {
+        let now = Instant::now();
+        let mut timers = Timers::default();
+        timers.set(now, 1);
+        timers.set(now, 2);
+        timers.end(1);
+        assert_eq!([timers.due(now), timers.due(now)], [Some(2), None]);
+        for ticket in 10..10_000 {
+            timers.set(now + Duration::from_secs(3600), ticket);
+            timers.end(ticket);
+            assert!(timers.heap.len() <= 2 * FEW + 2, "{} are kept", timers.heap.len());
+        }
+        timers.set(now, 1);
+        assert_eq!(timers.due(now), Some(1), "a number that had ended before is a new timer's");
     }
 }

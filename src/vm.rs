@@ -20,7 +20,7 @@ use crate::{
     handles,
     lease::Lease,
     job::{Chain, Ids, Inbox, Job, Kind, Mode, Sink, new_job},
-    locks::{Ancestor, Ancestors, Held, Session, Wait, Wake},
+    locks::{Ancestor, Ancestors, Held, Left, Session, Wait, Wake},
     mailbox::{Mailbox, Taken},
     memory::Memory,
     origin::Origin,
@@ -130,6 +130,17 @@ pub enum Awaited {
     Channel(Arc<handles::Channel>),
     /// Any of some futures.
     Futures(Vec<Arc<handles::Future>>),
+}
+
+fn any_has_lock(ancestors: &Ancestors) -> bool {
+    let mut next = ancestors.as_ref();
+    while let Some(ancestor) = next {
+        if ancestor.has_lock {
+            return true;
+        }
+        next = ancestor.parent.as_ref();
+    }
+    false
 }
 
 /// Buffers of one encoding or decoding.
@@ -363,10 +374,11 @@ impl Vm {
     }
 
     /// A session waits no longer for what has this ticket; `gone` if it was not to be woken, and is not going to try.
-    pub fn leave(&self, ticket: u64, gone: bool) {
+    /// Says how that wait ended, where it was for a channel.
+    pub fn leave(&self, ticket: u64, gone: bool) -> Left {
         let awaited = self.awaited.borrow_mut().remove(&ticket);
         match awaited {
-            Some(Awaited::Channel(channel)) => channel.leave(self.wait_of(ticket), gone),
+            Some(Awaited::Channel(channel)) => return channel.leave(self.wait_of(ticket), gone),
             Some(Awaited::Futures(futures)) => {
                 let wait = self.wait_of(ticket);
                 futures.iter().for_each(|future| future.leave(wait));
@@ -378,6 +390,7 @@ impl Vm {
             }
             _ => {}
         }
+        Left::Undone
     }
 
     /// This VM's sessions are gone, with what they had and waited for.
@@ -498,7 +511,10 @@ impl Vm {
         let above = parent.and_then(|parent| parent.job.value.ancestors.clone());
         parcel.ancestors = match order.session {
             _ if order.mode != Mode::Sync => None,
-            Some(session) => Some(Arc::new(Ancestor { session, parent: above })),
+            Some(session) => {
+                let has_lock = self.locks.borrow().iter().any(|(holder, _)| *holder == session);
+                Some(Arc::new(Ancestor { session, has_lock, parent: above }))
+            }
             None => above,
         };
         if order.mode == Mode::Sync
@@ -510,6 +526,8 @@ impl Vm {
             parcel.chain = Some(Chain::extend(None, worker.pool.id));
         }
         parcel.rank = match &parcel.chain {
+            // Those that fill the pool may wait for that lock.
+            _ if any_has_lock(&parcel.ancestors) => Rank::Awaited,
             Some(chain) if Chain::contains(Some(chain), pool.id) => Rank::Awaited,
             Some(_) => Rank::Nested,
             None => Rank::Ordinary,
@@ -569,6 +587,11 @@ impl Vm {
         // More than the clock can hold is "never"; ten years are enough for that.
         let after = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).min(Duration::from_secs(315_360_000));
         self.timers.borrow_mut().set(Instant::now() + after, ticket);
+    }
+
+    /// Ends the timer of a ticket that is used once.
+    pub fn end_timer(&self, ticket: u64) {
+        self.timers.borrow_mut().end(ticket);
     }
 
     /// The next event, job or timer. With `block`, waits for one; may give nothing all the same.
@@ -850,6 +873,21 @@ impl Vm {
     pub fn ancestors(&self, slot: Option<usize>) -> Ancestors {
         let running = self.running.borrow();
         slot.and_then(|slot| running.get(slot)?.as_ref()).and_then(|running| running.job.value.ancestors.clone())
+    }
+
+    /// `above`, and a session of this VM that cannot go on before; it is the job in `slot`, if it is one.
+    pub fn with_ancestor(&self, above: Ancestors, session: Option<Session>, slot: Option<usize>) -> Ancestors {
+        let mut all = above;
+        let own = self.ancestors(slot);
+        let mut next = own.as_ref();
+        while let Some(ancestor) = next {
+            all = Some(Arc::new(Ancestor { session: ancestor.session, has_lock: ancestor.has_lock, parent: all }));
+            next = ancestor.parent.as_ref();
+        }
+        match session {
+            Some(session) => Some(Arc::new(Ancestor { session, has_lock: false, parent: all })),
+            None => all,
+        }
     }
 
     /// The host in whose name the job in `slot` works, or this VM.

@@ -17,7 +17,10 @@ use loom::{
     thread,
 };
 use msys::{
-    locks::{Channel, Condition, Kind, Locked, Mutex, Received, Sent, Session, Settled, Unlocked, Wait, Waiter, Waits, Wake},
+    locks::{
+        Channel, Condition, Kind, Left, Locked, Mutex, Received, Sent, Session, Settled, Unlocked, Wait, Waited, Waiter, Waits,
+        Wake,
+    },
     waker::Waker,
 };
 
@@ -238,13 +241,13 @@ fn a_signal_wakes_one_that_waits_and_gives_it_the_mutex() {
                 }
             } else {
                 while shared.value() == 0 {
-                    let wake = shared.within(|waits| shared.condition.wait(waits, Waiter::new(me, bell.clone())));
+                    let wake = shared.within(|waits| shared.condition.wait(waits, Waiter::new(me, bell.clone()), None));
                     wake.into_iter().for_each(Wake::wake);
                     loop {
                         bell.wait();
                         let settled =
                             shared.within(|waits| shared.condition.settle(waits, me, false, || bell.clone()));
-                        if let (Settled::Granted, _) = settled {
+                        if let Waited::Locking(Settled::Granted) = settled {
                             break;
                         }
                     }
@@ -274,25 +277,26 @@ fn a_signal_and_the_end_of_the_time_do_not_both_count() {
                 shared.unlock(me);
                 return;
             }
-            let wake = shared.within(|waits| shared.condition.wait(waits, Waiter::new(me, bell.clone())));
+            let wake = shared.within(|waits| shared.condition.wait(waits, Waiter::new(me, bell.clone()), None));
             wake.into_iter().for_each(Wake::wake);
             // Its time is over at once.
             let mut expired = true;
             loop {
-                match shared.within(|waits| shared.condition.settle(waits, me, expired, || bell.clone())).0 {
-                    Settled::Granted => {
+                match shared.within(|waits| shared.condition.settle(waits, me, expired, || bell.clone())) {
+                    Waited::Locking(Settled::Granted) => {
                         count.fetch_add(10, Ordering::Relaxed);
                         break;
                     }
-                    Settled::Waiting => {
+                    Waited::Locking(_) | Waited::Waiting => {
                         // It was signalled, and waits for the mutex.
                         expired = false;
                         bell.wait();
                     }
-                    Settled::Expired(_) => {
+                    Waited::Expired(_) => {
                         shared.lock(me, &bell);
                         break;
                     }
+                    Waited::Refused(_) => panic!("nobody else waits"),
                 }
             }
             shared.add();
@@ -312,17 +316,13 @@ type Numbers = Channel<u32, Bell>;
 
 fn send(channel: &Numbers, bell: &Bell, ticket: u64, value: u32) {
     let wait = wait(ticket);
-    loop {
-        match channel.send(value) {
-            Sent::Yes => return,
-            Sent::Full(_) => {
-                if channel.await_room(wait, bell.clone()) {
-                    bell.wait();
-                    channel.leave(wait, false);
-                }
-            }
-            Sent::Closed => panic!("it is open"),
+    match channel.send_or_wait(value, wait, bell.clone()) {
+        Sent::Yes => {}
+        Sent::Full(()) => {
+            bell.wait();
+            assert_eq!(channel.leave(wait, false), Left::Done, "woken for nothing");
         }
+        Sent::Closed => panic!("it is open"),
     }
 }
 
@@ -416,5 +416,70 @@ fn a_receiver_that_is_gone_passes_its_wake_up_on() {
                 }
             }
         });
+    });
+}
+
+#[test]
+fn a_sender_that_gives_up_has_sent_or_has_not() {
+    model(2, || {
+        for capacity in [0, 1] {
+            let channel = Arc::new(Numbers::new(capacity));
+            let received = Arc::new(AtomicUsize::new(0));
+            let sent = Arc::new(AtomicUsize::new(0));
+            if capacity == 1 {
+                assert_eq!(channel.send(100), Sent::Yes);
+            }
+            let (shared, got, gave) = (Arc::clone(&channel), Arc::clone(&received), Arc::clone(&sent));
+            in_threads(2, move |me| {
+                let bell = Bell::new();
+                if me == 1 {
+                    let done = match shared.send_or_wait(1, wait(me), bell.clone()) {
+                        Sent::Yes => true,
+                        Sent::Full(()) => shared.leave(wait(me), true) == Left::Done,
+                        Sent::Closed => panic!("it is open"),
+                    };
+                    gave.fetch_add(usize::from(done), Ordering::Relaxed);
+                } else {
+                    while let Received::Item(item) = shared.receive() {
+                        got.fetch_add(item as usize % 100, Ordering::Relaxed);
+                    }
+                }
+            });
+            while let Received::Item(item) = channel.receive() {
+                received.fetch_add(item as usize % 100, Ordering::Relaxed);
+            }
+            assert_eq!(received.load(Ordering::Relaxed), sent.load(Ordering::Relaxed));
+        }
+    });
+}
+
+#[test]
+fn a_sender_learns_that_the_channel_was_closed() {
+    model(2, || {
+        let channel = Arc::new(Numbers::new(0));
+        let received = Arc::new(AtomicUsize::new(0));
+        let sent = Arc::new(AtomicUsize::new(0));
+        let (shared, got, gave) = (Arc::clone(&channel), Arc::clone(&received), Arc::clone(&sent));
+        in_threads(3, move |me| {
+            let bell = Bell::new();
+            match me {
+                1 => {
+                    if let Sent::Full(()) = shared.send_or_wait(1, wait(me), bell.clone()) {
+                        bell.wait();
+                        match shared.leave(wait(me), false) {
+                            Left::Done => drop(gave.fetch_add(1, Ordering::Relaxed)),
+                            left => assert_eq!(left, Left::Closed),
+                        }
+                    }
+                }
+                2 => {
+                    if let Received::Item(item) = shared.receive() {
+                        got.fetch_add(item as usize, Ordering::Relaxed);
+                    }
+                }
+                _ => drop(shared.close()),
+            }
+        });
+        assert_eq!(received.load(Ordering::Relaxed), sent.load(Ordering::Relaxed));
     });
 }

@@ -25,22 +25,12 @@ local function check(self, method)
   end
 end
 
---- Waits until it is worth another try; false if the time was over, and then it is worth the last.
----@async
-local function wait(channel, for_room, deadline)
-  local ticket = scheduler.wait_ticket()
-  local left = deadline and math.max(0, deadline - scheduler.now())
-  if not native.channel_wait(channel, ticket, for_room) then return true end
-  if left then native.timer(left, ticket) end
-  local expired = scheduler.wait(ticket) == true
-  native.leave(ticket, false)
-  return not expired
-end
-
-local function send_now(channel, value, method)
-  local sent, reason, refused, why = handles.scanning(native.channel_send, channel, value)
+--- Sends, or with a ticket begins to wait for that; raises at the caller's caller's line.
+local function send_now(channel, ticket, value, method)
+  local sent, reason, refused, why = handles.scanning(native.channel_send, channel, ticket, value)
   if sent == nil then
-    error(("%s: %s"):format(method, handles.unsendable("the value", value, reason, refused, why)), 3)
+    local text = handles.unsendable({ { name = "the value", value = value } }, reason, refused, why)
+    error(("%s: %s"):format(method, text), 3)
   elseif sent == CLOSED then
     error(("%s: %s"):format(method, tostring(channel)), 3)
   end
@@ -55,15 +45,29 @@ end
 ---@return string? why  "timeout"
 function Channel:send(value, timeout)
   check(self, "send")
-  if type(value) == "number" and api.send(self, value) == 1 then return true end
-  handles.check_timeout(timeout, "thread.channel:send")
-  local deadline = timeout and scheduler.now() + timeout
-  local more = timeout ~= 0
-  while not send_now(self, value, "thread.channel:send") do
-    if not more then return false, "timeout" end
-    more = wait(self, true, deadline)
+  local deadline
+  if timeout ~= nil then
+    handles.check_timeout(timeout, "thread.channel:send")
+    if timeout == 0 then
+      if send_now(self, 0, value, "thread.channel:send") then return true end
+      return false, "timeout"
+    end
+    deadline = scheduler.now() + timeout
+  elseif type(value) == "number" and api.send(self, value) == 1 then
+    return true
   end
-  return true
+  while true do
+    local ticket = scheduler.wait_ticket()
+    if send_now(self, ticket, value, "thread.channel:send") then return true end
+    local expired, left = handles.await_once(ticket, deadline and math.max(0, deadline - scheduler.now()))
+    if left == DONE then
+      return true
+    elseif left == CLOSED then
+      error("thread.channel:send: " .. tostring(self), 2)
+    elseif expired then
+      return false, "timeout"
+    end
+  end
 end
 
 --- Sends a value, if there is room.
@@ -72,7 +76,8 @@ end
 function Channel:trysend(value)
   check(self, "trysend")
   if type(value) == "number" and api.send(self, value) == 1 then return true end
-  return send_now(self, value, "thread.channel:trysend")
+  local sent = send_now(self, 0, value, "thread.channel:trysend")
+  return sent
 end
 
 --- Receives a value; waits as long as there is none.
@@ -82,8 +87,8 @@ end
 ---@return any value  or "timeout" or "closed"
 function Channel:receive(timeout)
   check(self, "receive")
+  if timeout ~= nil then handles.check_timeout(timeout, "thread.channel:receive") end
   if api.receive(self, number) == 1 then return true, number[0] end
-  handles.check_timeout(timeout, "thread.channel:receive")
   local deadline = timeout and scheduler.now() + timeout
   local more = timeout ~= 0
   while true do
@@ -95,7 +100,10 @@ function Channel:receive(timeout)
     elseif not more then
       return false, "timeout"
     end
-    more = wait(self, false, deadline)
+    local ticket = scheduler.wait_ticket()
+    local left = deadline and math.max(0, deadline - scheduler.now())
+    -- When the time is over, it is worth one more try.
+    more = not (native.channel_wait(self, ticket) and handles.await_once(ticket, left))
   end
 end
 

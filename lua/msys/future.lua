@@ -39,15 +39,9 @@ end
 --- Waits until one of the futures has ended; false if the time was over.
 ---@async
 local function await_any(list, first, last, deadline)
-  while true do
-    local ticket = scheduler.wait_ticket()
-    if not native.future_wait(ticket, unpack(list, first, last)) then return true end
-    if deadline then native.timer(math.max(0, deadline - scheduler.now()), ticket) end
-    local expired = scheduler.wait(ticket) == true
-    native.leave(ticket, false)
-    if not expired then return true end
-    return false
-  end
+  local ticket = scheduler.wait_ticket()
+  if not native.future_wait(ticket, unpack(list, first, last)) then return true end
+  return not handles.await_once(ticket, deadline and math.max(0, deadline - scheduler.now()))
 end
 
 --- Waits for the job's end: gives what `msys.runInPool` gives. Any number of times, in any VM.

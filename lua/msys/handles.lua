@@ -39,6 +39,10 @@ function handles.define(name, methods, describe)
   local meta = native.metatables[name]
   meta.__index = methods
   meta.__tostring = describe
+  for method, fn in pairs(methods) do
+    -- So that the methods have names, by which they cross as the functions of any module.
+    handles[name .. "." .. method] = fn
+  end
   return meta
 end
 
@@ -50,28 +54,22 @@ function handles.address(handle)
 end
 
 --- What is wrong with a value that cannot be kept outside of its VM.
----@param what string  as the message calls the value
+---@param roots { name: string, value: any }[]  what was given, as the message calls it
 ---@return string
-function handles.unsendable(what, value, reason, refused, why)
-  if reason == "refused" then
-    return "cannot send " .. refusal.explain({ { name = what, value = value } }, refused, why)
-  end
+function handles.unsendable(roots, reason, refused, why)
+  if reason == "refused" then return "cannot send " .. refusal.explain(roots, refused, why) end
   return tostring(refused)
 end
 
---- Calls `fn(scanned)` until it needs no scan of the modules; gives what it gives.
----@param fn fun(handle: any, ...): any...
-function handles.scanning(fn, handle, a, b, c)
-  local done, reason, value, why = fn(handle, a, b, c)
+--- Calls `fn(handle, scanned, ...)` until it needs no scan of the modules; gives what it gives.
+---@param fn fun(handle: any, scanned: boolean, ...): any...
+function handles.scanning(fn, handle, ...)
+  local done, reason, refused, why = fn(handle, false, ...)
   if done == nil and reason == "scan" then
     names.scan()
-    if c == nil then
-      if b == nil then return fn(handle, a, true) end
-      return fn(handle, a, b, true)
-    end
-    return fn(handle, a, b, c, true)
+    return fn(handle, true, ...)
   end
-  return done, reason, value, why
+  return done, reason, refused, why
 end
 
 --- A limit of time, checked; raises at the caller's caller's line.
@@ -100,9 +98,26 @@ end
 function handles.await(ticket, timeout, settle)
   if timeout then native.timer(timeout, ticket) end
   while true do
-    local settled = settle(scheduler.wait(ticket) == true)
-    if settled ~= nil then return settled end
+    local expired = scheduler.wait(ticket) == true
+    local settled = settle(expired)
+    if settled ~= nil then
+      if timeout and not expired then native.end_timer(ticket) end
+      return settled
+    end
   end
+end
+
+--- Waits once for what was asked for under `ticket`; gives whether the time was over first, and how the wait for a channel ended.
+---@async
+---@param ticket integer
+---@param timeout? number
+---@return boolean expired
+---@return integer left  as of `native.leave`
+function handles.await_once(ticket, timeout)
+  if timeout then native.timer(timeout, ticket) end
+  local expired = scheduler.wait(ticket) == true
+  if timeout and not expired then native.end_timer(ticket) end
+  return expired, native.leave(ticket, false)
 end
 
 return handles

@@ -54,6 +54,9 @@ end
 ---@param key string|number|boolean
 ---@return any
 function msys.shareUnset(key)
+  if not shared.is_key(key) then
+    error("msys.shareUnset: keys are strings, numbers and booleans, got " .. type(key), 2)
+  end
   local value = store[key]
   store[key] = nil
   return value

@@ -35,14 +35,14 @@ end
 
 -- What follows is called in the place of the methods, by tail calls: so level 2 is the caller's.
 
---- Waits for a lock that was not to be had; gives what lock gives.
+--- Waits for a lock that was not to be had; gives what lock gives. Raises at `level`.
 ---@async
-local function wait_for(lock, session, write, timeout, method)
+local function wait_for(lock, session, write, timeout, method, level)
   local ticket = scheduler.wait_ticket()
-  local slot = scheduler.slot()
-  local got, text = native.await_lock(lock, session, write, ticket, slot, timeout ~= nil, place())
+  local slot, below = scheduler.slot(), scheduler.below()
+  local got, text = native.await_lock(lock, session, write, ticket, timeout ~= nil, place(), slot, below)
   if got == nil then
-    error(("%s: %s"):format(method, text), 2)
+    error(("%s: %s"):format(method, text), level)
   elseif got == YES then
     return true
   end
@@ -66,7 +66,7 @@ local function lock_slowly(lock, write, timeout, method)
   elseif timeout == 0 then
     return false, "timeout"
   end
-  return wait_for(lock, session, write, timeout, method)
+  return wait_for(lock, session, write, timeout, method, 2)
 end
 
 local function try(lock, write, method)
@@ -169,20 +169,22 @@ function Condition:wait(timeout)
   if getmetatable(self) ~= "thread.condition" then wrong_self(self, "thread.condition", "wait") end
   timeout = handles.check_timeout(timeout, "thread.condition:wait")
   local session, ticket = scheduler.session_number(), scheduler.wait_ticket()
-  local waits, text = native.await_condition(self, session, ticket)
+  local waits, text = native.await_condition(self, session, ticket, place(), scheduler.slot(), scheduler.below())
   if not waits then
     error("thread.condition:wait: this session does not have the mutex: " .. text, 2)
   end
-  local depth
+  local depth, signalled
   local settled = handles.await(ticket, timeout, function(expired)
     local settled
-    settled, depth = native.settle_condition(self, session, ticket, expired)
+    settled, depth, signalled = native.settle_condition(self, session, ticket, expired)
     return settled ~= NO and settled or nil
   end)
   if settled ~= EXPIRED then return true end
+  -- It does not have the mutex: the time is over, or waiting for it would never end, which this raises.
   local mutex = native.condition_mutex(self)
-  local got = native.try_lock(mutex, session, true) == YES or wait_for(mutex, session, true, nil, "thread.condition:wait")
-  if got and depth > 0 then native.relock(mutex, session, depth) end
+  if native.try_lock(mutex, session, true) ~= YES then wait_for(mutex, session, true, nil, "thread.condition:wait", 3) end
+  if depth > 0 then native.relock(mutex, session, depth) end
+  if signalled then return true end
   return false, "timeout"
 end
 

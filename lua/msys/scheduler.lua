@@ -10,7 +10,8 @@ local native = require "msys.native"
 local co_create, co_resume, co_yield = coroutine.create, coroutine.resume, coroutine.yield
 local co_status = coroutine.status
 local co_running, isyieldable = coroutine.running, coroutine.isyieldable
-local select, unpack, type, xpcall, traceback = select, unpack, type, xpcall, debug.traceback
+local next, pairs, select, unpack, type, xpcall = next, pairs, select, unpack, type, xpcall
+local traceback = debug.traceback
 local next_event = native.next
 
 -- The loop calls C functions and resumes coroutines, which are not compiled; and after a signal the interpreter has to
@@ -248,7 +249,7 @@ local function release_locks(session)
   local left = native.end_session(session.number)
   session.number = nil
   owner.session = current and current.number or 0
-  for lock in (left or ""):gmatch "[^\n]+" do
+  for _, lock in ipairs(left or {}) do
     local text = ("msys: %s was still locked when %s ended, and is released"):format(lock, name)
     report(text, { kind = "error", traceback = text })
   end
@@ -358,6 +359,8 @@ end
 local function complete(ticket, ...)
   local waiter = waiting[ticket]
   if waiter == PUMP then
+    -- Of what comes for a ticket that is used once, the end of its time counts, whenever it comes.
+    if ticket > ONCE and arrived[ticket] and arrived[ticket].n > 0 then return end
     -- The ticket is the pump's until it has taken the values.
     arrived[ticket] = { n = select("#", ...), ... }
     return
@@ -578,6 +581,21 @@ local function can_suspend()
   return current ~= nil and isyieldable() and (native.is_worker or co_running() == current.co)
 end
 scheduler.can_suspend = can_suspend
+
+--- The sessions that cannot go on before a wait of the running code's has ended, as it would be on top of theirs: for each,
+--- its number or 0, and its slot or -1.
+---@return integer[]?
+function scheduler.below()
+  if next(in_pump) == nil or can_suspend() then return nil end
+  local below, running = {}, current or main
+  for session in pairs(in_pump) do
+    if session ~= running then
+      below[#below + 1] = session.number or 0
+      below[#below + 1] = session.slot or -1
+    end
+  end
+  return below
+end
 
 local function pumped_out(session, before, ...)
   pumps = pumps - 1

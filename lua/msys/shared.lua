@@ -19,6 +19,11 @@ local function not_whole(method, value)
   error(("thread.counter:%s: needs a whole number, got %s"):format(method, given), 3)
 end
 
+--- Whether a counter can have it.
+local function is_whole(value)
+  return value % 1 == 0 and value >= -2 ^ 53 and value <= 2 ^ 53
+end
+
 local function check_counter(self, method)
   if getmetatable(self) ~= "thread.counter" then
     error(("thread.counter:%s: called on %s (call it with a colon)"):format(method, type(self)), 3)
@@ -63,7 +68,7 @@ function Counter:cas(expected, new)
   if type(expected) ~= "number" then not_whole("cas", expected) end
   if type(new) ~= "number" then not_whole("cas", new) end
   local set = api.cas(self, expected, new)
-  if set < 0 then not_whole("cas", expected % 1 ~= 0 and expected or new) end
+  if set < 0 then not_whole("cas", is_whole(expected) and new or expected) end
   return set == 1
 end
 
@@ -90,37 +95,58 @@ function shared.is_key(key)
   return kind == "string" or kind == "boolean" or kind == "number" and key == key
 end
 
---- A plain table as a shared one; `made` has those that have been, so that one table becomes one. Other values as they are.
-local function sharing(value, made)
-  if type(value) ~= "table" or getmetatable(value) ~= nil or names.has(value) then return value end
-  if made[value] then return made[value] end
-  local new = native.shared()
-  made[value] = new
-  for key, field in next, value do
-    if not shared.is_key(key) then
-      return nil, ("cannot share a table with a key of type %s: keys are strings, numbers and booleans"):format(type(key))
+--- Whether a value becomes a shared table where it is put into one.
+local function is_plain(value)
+  return type(value) == "table" and getmetatable(value) == nil and not names.has(value)
+end
+
+--- A plain table as a shared one, with all that it has. One table in it becomes one; nothing recurses, however deep it is.
+---@param root table
+---@param roots { name: string, value: any }[]  how messages call what was given
+---@return table? shared
+---@return string? text  what is wrong, if anything
+local function sharing(root, roots)
+  local made, queue, count = { [root] = native.shared() }, { root }, 1
+  local place = 0
+  while place < count do
+    place = place + 1
+    local plain = queue[place]
+    for key, value in next, plain do
+      if not shared.is_key(key) then
+        return nil,
+          ("cannot share a table with a key of type %s: keys are strings, numbers and booleans"):format(type(key))
+      end
+      if is_plain(value) then
+        if not made[value] then
+          count = count + 1
+          made[value], queue[count] = native.shared(), value
+        end
+        value = made[value]
+      end
+      local set, reason, refused, why = handles.scanning(native.shared_set, made[plain], key, value)
+      if not set then return nil, handles.unsendable(roots, reason, refused, why) end
     end
-    local other, text = sharing(field, made)
-    if text then return nil, text end
-    local set, reason, refused, why = handles.scanning(native.shared_set, new, key, other)
-    if not set then return nil, handles.unsendable(("the value of key %s"):format(tostring(key)), field, reason, refused, why) end
   end
-  return new
+  return made[root]
 end
 
 -- It may run at exit: see msys.names.
 jit.off(sharing)
 
+local function roots_of(name, value)
+  return { { name = name, value = value } }
+end
+
 --- Sets a value of a shared table, if it can be: true, and its number if it is one that each VM has for itself; or nil, and why not.
 function shared.try_set(tbl, key, value)
-  if type(value) == "table" then
-    local text
-    value, text = sharing(value, {})
+  local given, text = value, nil
+  if is_plain(value) then
+    value, text = sharing(value, roots_of(("the value of key %s"):format(tostring(key)), given))
     if text then return nil, text end
   end
   local done, reason, refused, why = handles.scanning(native.shared_set, tbl, key, value)
   if done then return true, reason end
-  return nil, handles.unsendable(("the value of key %s"):format(tostring(key)), value, reason, refused, why)
+  return nil, handles.unsendable(roots_of(("the value of key %s"):format(tostring(key)), given), reason, refused, why)
 end
 
 --- Sets a value of a shared table; raises `method: why` at `level`.
@@ -132,17 +158,17 @@ function shared.set(tbl, key, value, method, level)
   if not done then error(("%s: %s"):format(method, text), level + 1) end
 end
 
---- Sets a value, if it has this version still: whether it had. Raises `method: why` at `level`.
+--- Sets a value, if it has this version still: whether it had, and what it is then. Raises `method: why` at `level`.
 function shared.swap(tbl, key, value, version, method, level)
   local given, text = value, nil
-  if type(value) == "table" then value, text = sharing(value, {}) end
+  if is_plain(value) then value, text = sharing(value, roots_of("the new value", given)) end
   if text then error(("%s: %s"):format(method, text), level + 1) end
-  local done, reason, refused, why = handles.scanning(native.shared_swap, tbl, key, value, version)
+  local done, reason, refused, why = handles.scanning(native.shared_swap, tbl, version, key, value)
   if done == nil then
-    text = handles.unsendable("the new value", given, reason, refused, why)
+    text = handles.unsendable(roots_of("the new value", given), reason, refused, why)
     error(("%s: %s"):format(method, text), level + 1)
   end
-  return done
+  return done, value
 end
 
 --- Adds a value at the end of the list in a shared table.
@@ -219,7 +245,11 @@ function shared.shared(tbl)
   if tbl == nil then return native.shared() end
   if type(tbl) ~= "table" then error("thread.shared: needs a table, got " .. type(tbl), 2) end
   if getmetatable(tbl) ~= nil then error("thread.shared: a table with a metatable cannot be shared", 2) end
-  local new, text = sharing(tbl, {})
+  local roots = {}
+  for key, value in next, tbl do
+    roots[#roots + 1] = { name = ("the value of key %s"):format(tostring(key)), value = value }
+  end
+  local new, text = sharing(tbl, roots)
   if not new then error("thread.shared: " .. text, 2) end
   return new
 end
@@ -238,8 +268,8 @@ function shared.update(tbl, key, fn)
   if type(fn) ~= "function" then error("thread.update: fn must be a function, got " .. type(fn), 2) end
   while true do
     local version, before = native.shared_version(tbl, key)
-    local value = fn(before)
-    if shared.swap(tbl, key, value, version, "thread.update", 2) then return value end
+    local done, value = shared.swap(tbl, key, fn(before), version, "thread.update", 2)
+    if done then return value end
   end
 end
 
@@ -255,7 +285,13 @@ local function view(handle)
   local seen = view_of[key]
   if seen and handle_of[seen] == handle then return seen end
   local memory, ctype = native.buffer_memory(handle)
-  seen = ffi.cast(ctype .. " *", memory)
+  if not pcall(ffi.sizeof, ctype) then
+    local text = "msys: a thread.buffer has items of type '%s', which this VM does not know: ffi.cdef it here too"
+    error(text:format(ctype), 0)
+  end
+  -- By name: busted remembers what `ffi.typeof "$ *"` gave, whatever the parameter.
+  local base, dimensions = ctype:match "^(.-)%s*(%[[%[%]%w%s_]*%])%s*$"
+  seen = ffi.cast(dimensions and ("%s (*)%s"):format(base, dimensions) or ctype .. " *", memory)
   handle_of[seen], view_of[key] = handle, seen
   return seen
 end

@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use super::{Knock, Stored, kind};
+use super::{Knock, Received, Stored, bury, kind};
 use crate::{locks, wire::Object};
 
 /// See the module.
@@ -27,6 +27,15 @@ impl Deref for Channel {
 
     fn deref(&self) -> &Self::Target {
         &self.0
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        bury(std::iter::from_fn(|| match self.0.receive() {
+            Received::Item(item) => Some(item),
+            Received::Empty | Received::Closed => None,
+        }));
     }
 }
 

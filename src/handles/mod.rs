@@ -19,8 +19,8 @@ pub use channel::Channel;
 pub use counter::Counter;
 pub use future::{Future, Status};
 pub use mutex::{Condition, Mutex, RwLock};
-pub use crate::locks::{Received, Sent, Wait};
-pub use stored::{Packed, Stored, new_id};
+pub use crate::locks::{Left, Received, Sent, Wait};
+pub use stored::{Packed, Stored, bury, new_id};
 pub use table::{Key, OwnedKey, Table};
 
 use crate::{
@@ -45,7 +45,7 @@ pub mod kind {
 }
 
 /// Wakes a session that waits under a ticket of its VM.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Knock {
     inbox: Arc<Inbox>,
     ticket: u64,
@@ -70,10 +70,10 @@ impl Wake for Knock {
 }
 
 /// The mutexes that have a name, as long as anybody has them.
-static NAMED: sync::Mutex<Option<FxHashMap<String, Weak<Mutex>>>> = sync::Mutex::new(None);
+static NAMED: sync::Mutex<Option<FxHashMap<Box<[u8]>, Weak<Mutex>>>> = sync::Mutex::new(None);
 
 /// The process's mutex of this name.
-pub fn named_mutex(name: &str) -> Arc<Mutex> {
+pub fn named_mutex(name: &[u8]) -> Arc<Mutex> {
     let mut named = NAMED.lock();
     let named = named.get_or_insert_default();
     if let Some(mutex) = named.get(name).and_then(Weak::upgrade) {
@@ -84,7 +84,7 @@ pub fn named_mutex(name: &str) -> Arc<Mutex> {
         named.retain(|_, mutex| mutex.strong_count() > 0);
     }
     let mutex = Arc::new(Mutex::new(locks::Kind::Normal, Some(name)));
-    named.insert(name.to_owned(), Arc::downgrade(&mutex));
+    named.insert(name.into(), Arc::downgrade(&mutex));
     mutex
 }
 

@@ -22,9 +22,10 @@ pub struct Mutex {
 }
 
 impl Mutex {
-    /// One of this kind; `label` is the name that `msys.lock` was given.
-    pub fn new(kind: locks::Kind, label: Option<&str>) -> Self {
-        Self { lock: Arc::new(locks::Mutex::new(kind)), label: label.map(Box::from) }
+    /// One of this kind; `name` is the one that `msys.lock` was given.
+    pub fn new(kind: locks::Kind, name: Option<&[u8]>) -> Self {
+        let label = name.map(|name| String::from_utf8_lossy(name).into());
+        Self { lock: Arc::new(locks::Mutex::new(kind)), label }
     }
 }
 

@@ -1,11 +1,41 @@
 //! A value that is kept outside of all VMs.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    cell::RefCell,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::wire::{Message, Object};
+
+thread_local! {
+    /// What is to be dropped when the outermost [`bury`] of the thread comes to it, if one is at work.
+    static DEAD: RefCell<Option<Vec<Stored>>> = const { RefCell::new(None) };
+}
+
+/// Drops values, which may be the last to hold others of their kind, one after the other: a chain of a million tables must
+/// not take a million frames.
+pub fn bury(values: impl Iterator<Item = Stored>) {
+    let deep = values.filter(|value| matches!(value, Stored::Object(_) | Stored::Packed(_)));
+    let outermost = DEAD.try_with(|dead| {
+        let mut dead = dead.borrow_mut();
+        let is_outermost = dead.is_none();
+        dead.get_or_insert_default().extend(deep);
+        is_outermost
+    });
+    // At the thread's end there is no such list any more, and they were dropped as the iterator was.
+    if outermost != Ok(true) {
+        return;
+    }
+    loop {
+        let next = DEAD.with(|dead| dead.borrow_mut().as_mut().and_then(Vec::pop));
+        let Some(next) = next else { break };
+        drop(next);
+    }
+    DEAD.with(|dead| dead.borrow_mut().take());
+}
 
 /// See the module. Most are small; the others are messages, decoded anew by each who reads them.
 #[derive(Clone, Debug, Default)]

@@ -6,7 +6,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Stored, kind};
+use super::{Stored, bury, kind};
 use crate::{sync::RwLock, wire::Object};
 
 /// A key.
@@ -190,6 +190,15 @@ impl Table {
             }
         }
         keys
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        let mut state = self.state.write();
+        let State { list, texts, numbers, booleans, .. } = std::mem::take(&mut *state);
+        let slots = list.into_iter().chain(texts.into_values()).chain(numbers.into_values()).chain(booleans);
+        bury(slots.map(|slot| slot.value));
     }
 }
 

@@ -11,12 +11,13 @@ use std::{
 use super::{
     jobs::slot_at,
     objects::{counted_at, object_at, push_new, push_object},
+    shared::{CLOSED, DONE, UNDONE},
     text, vm,
 };
 use crate::{
     handles::{self, Condition, Knock, Mutex, RwLock, kind},
-    locks::{Access, Cycle, Held, Kind, Locked, Session, Settled, Unlocked, Waiter, Waiting, Waits, Wake},
-    luajit::{ffi, lua_State, push_bytes},
+    locks::{Access, Ancestors, Cycle, Held, Kind, Left, Locked, Session, Settled, Unlocked, Waited, Waiter, Waiting, Waits, Wake},
+    luajit::{ffi, lua_State, push_bytes, string_at},
     vm::{Awaited, HeldLock, Vm},
     wire::Object,
 };
@@ -156,7 +157,7 @@ unsafe extern "C-unwind" fn new_session(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `end_session(session)` → the names of the locks that it still had, one to a line, or nothing
+/// `end_session(session)` → a list of the names of the locks that it still had, or nothing
 unsafe extern "C-unwind" fn end_session(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -164,7 +165,11 @@ unsafe extern "C-unwind" fn end_session(state: *mut lua_State) -> c_int {
         if left.is_empty() {
             return 0;
         }
-        push_bytes(state, left.join("\n").as_bytes());
+        ffi::lua_createtable(state, left.len() as c_int, 0);
+        for (name, place) in left.iter().zip(1..) {
+            push_bytes(state, name.as_bytes());
+            ffi::lua_rawseti_(state, -2, place);
+        }
         1
     }
 }
@@ -187,8 +192,7 @@ unsafe extern "C-unwind" fn mutex(state: *mut lua_State) -> c_int {
 unsafe extern "C-unwind" fn named_mutex(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; the name is a string.
     unsafe {
-        let name = String::from_utf8_lossy(crate::luajit::string_at(state, 1)).into_owned();
-        let mutex: Arc<dyn Object> = handles::named_mutex(&name);
+        let mutex: Arc<dyn Object> = handles::named_mutex(string_at(state, 1));
         push_object(state, &mutex);
     }
     1
@@ -258,7 +262,34 @@ fn explain(cycle: &Cycle) -> String {
     text
 }
 
-/// `await_lock(handle, session, write, ticket, slot, timed, place)` → yes, or no and the session waits; or nil and why it must not
+/// Who waits for the session in the slot at `at`: also all in the list behind it, of numbers (or 0) and slots (or -1), which
+/// cannot go on before.
+///
+/// # Safety
+/// In a C function of ours.
+unsafe fn ancestors_at(state: *mut lua_State, vm: &Vm, at: c_int) -> Ancestors {
+    // SAFETY: reads numbers.
+    unsafe {
+        let mut ancestors = vm.ancestors(slot_at(state, at));
+        if ffi::lua_type(state, at + 1) != ffi::LUA_TTABLE {
+            return ancestors;
+        }
+        let number = |place: usize| {
+            ffi::lua_rawgeti_(state, at + 1, place as c_int);
+            let number = ffi::lua_tonumber(state, -1);
+            ffi::lua_settop(state, -2);
+            number
+        };
+        for place in (1..ffi::lua_objlen(state, at + 1)).step_by(2) {
+            let (session, slot) = (number(place), number(place + 1));
+            let session = (session != 0.0).then_some(session as Session);
+            ancestors = vm.with_ancestor(ancestors, session, (slot >= 0.0).then_some(slot as usize));
+        }
+        ancestors
+    }
+}
+
+/// `await_lock(handle, session, write, ticket, timed, place, slot, below)` → yes, or no and the session waits; or nil and why it must not
 unsafe extern "C-unwind" fn await_lock(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -266,9 +297,9 @@ unsafe extern "C-unwind" fn await_lock(state: *mut lua_State) -> c_int {
         let Some(lock) = lock_at(state, 1) else { return 0 };
         let (session, access) = (session_at(state, 2), access_at(state, 3));
         let ticket = ffi::lua_tonumber(state, 4) as u64;
-        let timed = ffi::lua_toboolean(state, 6) != 0;
-        let place = text(state, 7).map_or_else(String::new, |place| place.to_string());
-        let ancestors = vm.ancestors(slot_at(state, 5));
+        let timed = ffi::lua_toboolean(state, 5) != 0;
+        let place = text(state, 6).map_or_else(String::new, |place| place.to_string());
+        let ancestors = ancestors_at(state, vm, 7);
         let waiting = Waiting { lock: lock.as_held(), place, ancestors };
         match enqueue(vm, &lock, session, access, ticket, (!timed).then_some(waiting)) {
             Ok(has) => {
@@ -382,7 +413,8 @@ unsafe extern "C-unwind" fn unlock(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `await_condition(handle, session, ticket)` → true, and the session waits without the mutex; or nil and whose that is
+/// `await_condition(handle, session, ticket, place, slot, below)` → true, and the session waits without the mutex; or nil and whose
+/// that is
 unsafe extern "C-unwind" fn await_condition(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -395,7 +427,10 @@ unsafe extern "C-unwind" fn await_condition(state: *mut lua_State) -> c_int {
             return refuse(state, format!("{name} ({held})"));
         }
         let waiter = Waiter::new(session, Knock::new(vm.inbox(), ticket));
-        let knock = condition.lock.wait(&mut handles::order(), waiter);
+        let place = text(state, 4).map_or_else(String::new, |place| place.to_string());
+        let lock: Arc<dyn Held> = Arc::<Mutex>::clone(&condition.mutex);
+        let waiting = Waiting { lock, place, ancestors: ancestors_at(state, vm, 5) };
+        let knock = condition.lock.wait(&mut handles::order(), waiter, Some(waiting));
         knock.into_iter().for_each(Wake::wake);
         vm.forget_lock(session, Arc::as_ptr(&condition.mutex).cast());
         vm.awaited.borrow_mut().insert(ticket, Awaited::Condition(session, condition));
@@ -404,7 +439,8 @@ unsafe extern "C-unwind" fn await_condition(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `settle_condition(handle, session, ticket, expired)` → what became of the wait, and if it expired, how deep the mutex was locked
+/// `settle_condition(handle, session, ticket, expired)` → what became of the wait; if it ended without the mutex, how deep
+/// that was locked, and whether the session was signalled
 unsafe extern "C-unwind" fn settle_condition(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -413,13 +449,19 @@ unsafe extern "C-unwind" fn settle_condition(state: *mut lua_State) -> c_int {
         let (session, ticket) = (session_at(state, 2), ffi::lua_tonumber(state, 3) as u64);
         let expired = ffi::lua_toboolean(state, 4) != 0;
         let knock = || Knock::new(vm.inbox(), ticket);
-        let (result, depth) = condition.lock.settle(&mut handles::order(), session, expired, knock);
+        let (result, depth, signalled) = match condition.lock.settle(&mut handles::order(), session, expired, knock) {
+            Waited::Locking(result) => (result, 0, true),
+            Waited::Waiting => (Settled::Waiting, 0, false),
+            Waited::Expired(depth) => (Settled::Expired(Vec::new()), depth, false),
+            Waited::Refused(depth) => (Settled::Expired(Vec::new()), depth, true),
+        };
         let lock = || HeldLock::Mutex(Arc::clone(&condition.mutex));
         let given = settled(vm, ticket, session, lock, result);
         drop(condition);
         give(state, given);
         give(state, f64::from(depth));
-        2
+        ffi::lua_pushboolean(state, c_int::from(signalled));
+        3
     }
 }
 
@@ -466,9 +508,15 @@ unsafe extern "C-unwind" fn describe_lock(state: *mut lua_State) -> c_int {
     2
 }
 
-/// `leave(ticket, gone)`: the session waits no longer
+/// `leave(ticket, gone)` → the session waits no longer: how that ended, for a channel
 unsafe extern "C-unwind" fn leave(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
-    unsafe { vm(state).leave(ffi::lua_tonumber(state, 1) as u64, ffi::lua_toboolean(state, 2) != 0) };
-    0
+    unsafe {
+        let left = vm(state).leave(ffi::lua_tonumber(state, 1) as u64, ffi::lua_toboolean(state, 2) != 0);
+        give(state, match left {
+            Left::Done => DONE,
+            Left::Undone => UNDONE,
+            Left::Closed => CLOSED,
+        })
+    }
 }

@@ -52,6 +52,13 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"future_cancel", future_cancel),
 ];
 
+/// What became of sending and receiving; `lua/msys/channel.lua` has the same.
+pub(super) const DONE: f64 = 1.0;
+/// As [`DONE`].
+pub(super) const UNDONE: f64 = 0.0;
+/// As [`DONE`].
+pub(super) const CLOSED: f64 = -1.0;
+
 /// Registry name of the functions read from what is shared, by their numbers, held weakly.
 const SEEN_FUNCTIONS: &CStr = c"msys.functions.shared";
 
@@ -187,23 +194,38 @@ unsafe extern "C-unwind" fn channel(state: *mut lua_State) -> c_int {
     1
 }
 
-/// `channel_send(channel, value, scanned)` → 1 if it is sent, 0 if there is no room, -1 if it is closed; or nil, reason, value, why
+/// `channel_send(channel, scanned, ticket, value)` → 1 if it is sent, -1 if it is closed, 0 if there is no room: then the session
+/// waits, if the ticket is not 0; or nil, reason, value, why
 unsafe extern "C-unwind" fn channel_send(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
         let vm = vm(state);
         let Some(channel) = object_at::<Channel>(state, 1, kind::CHANNEL) else { return 0 };
-        let scanned = ffi::lua_toboolean(state, 3) != 0;
-        ffi::lua_settop(state, 2);
-        let sent = match store(state, vm, scanned) {
-            Ok(value) => channel.send(value),
+        let (scanned, ticket) = (ffi::lua_toboolean(state, 2) != 0, ffi::lua_tonumber(state, 3) as u64);
+        ffi::lua_settop(state, 4);
+        let value = match store(state, vm, scanned) {
+            Ok(value) => value,
             Err(count) => return count,
         };
-        ffi::lua_pushnumber(state, match sent {
-            Sent::Yes => 1.0,
-            Sent::Full(_) => 0.0,
-            Sent::Closed => -1.0,
-        });
+        let sent = if ticket == 0 {
+            match channel.send(value) {
+                Sent::Yes => DONE,
+                Sent::Full(_) => UNDONE,
+                Sent::Closed => CLOSED,
+            }
+        } else {
+            let Some(waited) = counted_at::<Channel>(state, 1, kind::CHANNEL) else { return 0 };
+            let knock = Knock::new(vm.inbox(), ticket);
+            match channel.send_or_wait(value, knock.wait(), knock) {
+                Sent::Yes => DONE,
+                Sent::Full(()) => {
+                    vm.awaited.borrow_mut().insert(ticket, Awaited::Channel(waited));
+                    UNDONE
+                }
+                Sent::Closed => CLOSED,
+            }
+        };
+        ffi::lua_pushnumber(state, sent);
     }
     1
 }
@@ -217,17 +239,17 @@ unsafe extern "C-unwind" fn channel_receive(state: *mut lua_State) -> c_int {
         let item = match channel.receive() {
             Received::Item(item) => item,
             other => {
-                ffi::lua_pushnumber(state, if matches!(other, Received::Closed) { -1.0 } else { 0.0 });
+                ffi::lua_pushnumber(state, if matches!(other, Received::Closed) { CLOSED } else { UNDONE });
                 return 1;
             }
         };
-        ffi::lua_pushnumber(state, 1.0);
+        ffi::lua_pushnumber(state, DONE);
         push_stored(state, vm, &item);
     }
     2
 }
 
-/// `channel_wait(channel, ticket, for_room)` → whether the session waits; if not, it is to try again
+/// `channel_wait(channel, ticket)` → whether the session waits for an item; if not, it is to try again
 unsafe extern "C-unwind" fn channel_wait(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -235,9 +257,7 @@ unsafe extern "C-unwind" fn channel_wait(state: *mut lua_State) -> c_int {
         let Some(channel) = counted_at::<Channel>(state, 1, kind::CHANNEL) else { return 0 };
         let ticket = ffi::lua_tonumber(state, 2) as u64;
         let knock = Knock::new(vm.inbox(), ticket);
-        let for_room = ffi::lua_toboolean(state, 3) != 0;
-        let wait = knock.wait();
-        let waits = if for_room { channel.await_room(wait, knock) } else { channel.await_item(wait, knock) };
+        let waits = channel.await_item(knock.wait(), knock);
         if waits {
             vm.awaited.borrow_mut().insert(ticket, Awaited::Channel(channel));
         }
@@ -366,15 +386,15 @@ unsafe extern "C-unwind" fn shared_private(state: *mut lua_State) -> c_int {
     1
 }
 
-/// `shared_set(table, key, value, scanned)` → true, and its number, if it is a value that each VM has for itself; or nil, reason,
+/// `shared_set(table, scanned, key, value)` → true, and its number, if it is a value that each VM has for itself; or nil, reason,
 /// value, why
 unsafe extern "C-unwind" fn shared_set(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
         let vm = vm(state);
-        let scanned = ffi::lua_toboolean(state, 4) != 0;
-        ffi::lua_settop(state, 3);
-        let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 2)) else { return 0 };
+        let scanned = ffi::lua_toboolean(state, 2) != 0;
+        ffi::lua_settop(state, 4);
+        let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 3)) else { return 0 };
         let id = match store(state, vm, scanned) {
             Ok(value) => {
                 let id = value.id();
@@ -405,15 +425,14 @@ unsafe extern "C-unwind" fn shared_version(state: *mut lua_State) -> c_int {
     2
 }
 
-/// `shared_swap(table, key, value, version, scanned)` → whether it had this version still; or nil, reason, value, why
+/// `shared_swap(table, scanned, version, key, value)` → whether it had this version still; or nil, reason, value, why
 unsafe extern "C-unwind" fn shared_swap(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
         let vm = vm(state);
-        let version = ffi::lua_tonumber(state, 4) as u64;
-        let scanned = ffi::lua_toboolean(state, 5) != 0;
-        ffi::lua_settop(state, 3);
-        let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 2)) else { return 0 };
+        let (scanned, version) = (ffi::lua_toboolean(state, 2) != 0, ffi::lua_tonumber(state, 3) as u64);
+        ffi::lua_settop(state, 5);
+        let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 4)) else { return 0 };
         let swapped = match store(state, vm, scanned) {
             Ok(value) => table.swap(key, version, value),
             Err(count) => return count,

@@ -20,6 +20,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"pending", pending),
     (c"is_interrupted", is_interrupted),
     (c"timer", timer),
+    (c"end_timer", end_timer),
     (c"clock", clock),
     (c"await_room", await_room),
     (c"fd", fd),
@@ -62,6 +63,13 @@ unsafe extern "C-unwind" fn is_interrupted(state: *mut lua_State) -> c_int {
 unsafe extern "C-unwind" fn timer(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe { vm(state).set_timer(ffi::lua_tonumber(state, 1), ffi::lua_tonumber(state, 2) as u64) };
+    0
+}
+
+/// `end_timer(ticket)`: the timer of a ticket that is used once is of no use any more
+unsafe extern "C-unwind" fn end_timer(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { vm(state).end_timer(ffi::lua_tonumber(state, 1) as u64) };
     0
 }
 

@@ -1,14 +1,16 @@
 //! A queue of values between sessions: many may send, many may receive.
 //!
 //! 1. *Send*: if there is room, push, and take the first receiver that waits out of the list, to be woken; else
-//!    wait in the list of senders.
-//! 2. *Receive*: if there is an item, take it, and the first sender that waits, to be woken; else wait in the list of receivers.
-//! 3. Whoever was woken tries again, and waits again if somebody else was faster. One who gives up tries once more too: so
-//!    an item, or room, for which somebody was woken is used by them or seen by the next.
+//!    wait in the list of senders, with the value.
+//! 2. *Receive*: if there is an item, take it, and move the value of the first sender that waits into its place. That is
+//!    sent then, and its sender is woken to go on. So senders take turns, and no value is made ready twice.
+//! 3. A receiver that was woken tries again, and waits again if somebody else was faster. One who gives up tries once more
+//!    too: so an item for which somebody was woken is used by them or seen by the next. A sender asks whether its value is
+//!    still with it ([`Channel::leave`]).
 //!
-//! All under the channel's own lock; who is to be woken is woken after it. A session that is gone passes its wake-up on.
+//! All under the channel's own lock; who is to be woken is woken after it. A receiver that is gone passes its wake-up on.
 //!
-//! Without capacity, there is room for as many items as receivers wait for: a sender waits for a receiver.
+//! Without capacity, there is room for as many items as receivers wait for; a value is taken from its sender.
 
 use std::collections::VecDeque;
 
@@ -24,13 +26,21 @@ pub struct Wait {
     pub ticket: u64,
 }
 
+/// A sender that waits.
+#[derive(Debug)]
+struct Sender<T, W> {
+    wait: Wait,
+    wake: W,
+    value: T,
+}
+
 #[derive(Debug)]
 struct State<T, W> {
     items: VecDeque<T>,
     /// Who waits for an item.
     receivers: VecDeque<(Wait, W)>,
-    /// Who waits for room.
-    senders: VecDeque<(Wait, W)>,
+    /// Who waits for room. Once it is closed, who has not heard of that yet.
+    senders: VecDeque<Sender<T, W>>,
     closed: bool,
 }
 
@@ -49,6 +59,17 @@ pub enum Sent<T> {
     /// There is no room: the value comes back.
     Full(T),
     /// Nobody will receive it.
+    Closed,
+}
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Something came of it: a sender's value is in the channel, or was received; a receiver was woken.
+    Done,
+    /// Nothing, and nothing will.
+    Undone,
+    /// Nothing: the channel was closed. Of senders.
     Closed,
 }
 
@@ -101,19 +122,47 @@ impl<T, W: Wake> Channel<T, W> {
         Sent::Yes
     }
 
+    /// Sends if there is room; else the value waits under `wait`: `Full`.
+    pub fn send_or_wait(&self, value: T, wait: Wait, wake: W) -> Sent<()> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Sent::Closed;
+        }
+        if state.items.len() >= self.capacity.saturating_add(state.receivers.len()) {
+            state.senders.push_back(Sender { wait, wake, value });
+            return Sent::Full(());
+        }
+        state.items.push_back(value);
+        let receiver = state.receivers.pop_front();
+        drop(state);
+        if let Some((_, wake)) = receiver {
+            wake.wake();
+        }
+        Sent::Yes
+    }
+
     /// Receives if there is an item.
     #[inline]
     pub fn receive(&self) -> Received<T> {
         let mut state = self.state.lock();
-        let Some(item) = state.items.pop_front() else {
-            return if state.closed { Received::Closed } else { Received::Empty };
-        };
-        let sender = state.senders.pop_front();
-        drop(state);
-        if let Some((_, wake)) = sender {
-            wake.wake();
+        match state.items.pop_front() {
+            Some(item) => {
+                if let Some(sender) = self.next_sender(&mut state) {
+                    state.items.push_back(sender.value);
+                    drop(state);
+                    sender.wake.wake();
+                }
+                Received::Item(item)
+            }
+            None if state.closed => Received::Closed,
+            None => {
+                // Of a channel without capacity.
+                let Some(sender) = state.senders.pop_front() else { return Received::Empty };
+                drop(state);
+                sender.wake.wake();
+                Received::Item(sender.value)
+            }
         }
-        Received::Item(item)
     }
 
     /// The front item, if `pick` makes something of it.
@@ -122,67 +171,66 @@ impl<T, W: Wake> Channel<T, W> {
         let mut state = self.state.lock();
         let picked = pick(state.items.front()?)?;
         state.items.pop_front();
-        let sender = state.senders.pop_front();
-        drop(state);
-        if let Some((_, wake)) = sender {
-            wake.wake();
+        if let Some(sender) = self.next_sender(&mut state) {
+            state.items.push_back(sender.value);
+            drop(state);
+            sender.wake.wake();
         }
         Some(picked)
+    }
+
+    /// The sender whose value comes into the place of an item that was taken.
+    #[inline]
+    fn next_sender(&self, state: &mut State<T, W>) -> Option<Sender<T, W>> {
+        if state.closed || state.items.len() >= self.capacity { None } else { state.senders.pop_front() }
     }
 
     /// Waits for an item under `wait`, unless there is one by now: then false.
     pub fn await_item(&self, wait: Wait, wake: W) -> bool {
         let mut state = self.state.lock();
-        if state.closed || !state.items.is_empty() {
+        if state.closed || !state.items.is_empty() || !state.senders.is_empty() {
             return false;
         }
         state.receivers.push_back((wait, wake));
-        // A sender that waits for somebody to receive has one now.
-        let sender = if self.capacity == 0 { state.senders.pop_front() } else { None };
+        true
+    }
+
+    /// A session waits no longer, or was woken. If that was as a receiver, and it is not going to try, the next one is
+    /// woken.
+    pub fn leave(&self, wait: Wait, pass_on: bool) -> Left {
+        let mut state = self.state.lock();
+        if let Some(place) = state.senders.iter().position(|sender| sender.wait == wait) {
+            let sender = state.senders.remove(place);
+            let left = if state.closed { Left::Closed } else { Left::Undone };
+            drop(state);
+            // Not under the lock: a value may hold this very channel.
+            drop(sender);
+            return left;
+        }
+        if let Some(place) = state.receivers.iter().position(|(other, _)| *other == wait) {
+            state.receivers.remove(place);
+            return Left::Undone;
+        }
+        let next = if pass_on && !state.items.is_empty() { state.receivers.pop_front() } else { None };
         drop(state);
-        if let Some((_, wake)) = sender {
+        if let Some((_, wake)) = next {
             wake.wake();
         }
-        true
-    }
-
-    /// Waits for room under `wait`, unless there is some by now: then false.
-    pub fn await_room(&self, wait: Wait, wake: W) -> bool {
-        let mut state = self.state.lock();
-        if state.closed || state.items.len() < self.capacity.saturating_add(state.receivers.len()) {
-            return false;
-        }
-        state.senders.push_back((wait, wake));
-        true
-    }
-
-    /// A session waits no longer. If it was woken, and is not going to try, the next one is.
-    pub fn leave(&self, wait: Wait, pass_on: bool) {
-        let mut state = self.state.lock();
-        let waited = state.receivers.len() + state.senders.len();
-        state.receivers.retain(|(other, _)| *other != wait);
-        state.senders.retain(|(other, _)| *other != wait);
-        let was_woken = waited == state.receivers.len() + state.senders.len();
-        let mut next = [None, None];
-        if pass_on && was_woken {
-            if !state.items.is_empty() {
-                next[0] = state.receivers.pop_front();
-            }
-            if state.items.len() < self.capacity {
-                next[1] = state.senders.pop_front();
-            }
-        }
-        drop(state);
-        next.into_iter().flatten().for_each(|(_, wake)| wake.wake());
+        Left::Done
     }
 
     /// Ends it: no more is sent; what is in it can be received. False if it was closed.
-    pub fn close(&self) -> bool {
+    pub fn close(&self) -> bool
+    where
+        W: Clone,
+    {
         let mut state = self.state.lock();
         let was_open = !std::mem::replace(&mut state.closed, true);
-        let waiting: Vec<_> = std::mem::take(&mut state.receivers).into_iter().chain(std::mem::take(&mut state.senders)).collect();
+        let receivers = std::mem::take(&mut state.receivers).into_iter().map(|(_, wake)| wake);
+        let senders = state.senders.iter().map(|sender| sender.wake.clone());
+        let waiting: Vec<W> = if was_open { receivers.chain(senders).collect() } else { Vec::new() };
         drop(state);
-        waiting.into_iter().for_each(|(_, wake)| wake.wake());
+        waiting.into_iter().for_each(Wake::wake);
         was_open
     }
 }

@@ -28,8 +28,8 @@ mod mutex;
 mod rwlock;
 mod waits;
 
-pub use channel::{Channel, Received, Sent, Wait};
-pub use condition::Condition;
+pub use channel::{Channel, Left, Received, Sent, Wait};
+pub use condition::{Condition, Waited};
 pub use mutex::{Kind, Mutex};
 pub use rwlock::{Access, RwLock};
 pub use waits::{Ancestor, Ancestors, Cycle, Guarded, Held, Link, Waiting, Waits};

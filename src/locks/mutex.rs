@@ -218,9 +218,9 @@ impl<W: Wake> Mutex<W> {
         (place.and_then(|place| self.leave(waits, place)), false)
     }
 
-    /// Adds one who was signalled by a condition: it gets the mutex now, or in its turn. Gives what to wake.
-    pub(super) fn enter(&self, waits: &mut Waits, mut waiter: Waiter<W>) -> Option<W> {
+    /// Adds one who was signalled by a condition: it waits for its turn, or comes back and has the mutex.
+    pub(super) fn enter(&self, waits: &mut Waits, mut waiter: Waiter<W>) -> Option<Waiter<W>> {
         waiter.starving = true;
-        self.enqueue(waits, waiter).and_then(|waiter| waiter.wake)
+        self.enqueue(waits, waiter)
     }
 }

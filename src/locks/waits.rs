@@ -7,6 +7,7 @@ use rustc_hash::FxHasher;
 use super::Session;
 
 /// The sessions that wait for a job's outcome, the nearest first: its submitter, that one's submitter, and so on.
+/// Also those on whose stack a session waits.
 pub type Ancestors = Option<Arc<Ancestor>>;
 
 /// A link of [`Ancestors`].
@@ -14,6 +15,8 @@ pub type Ancestors = Option<Arc<Ancestor>>;
 pub struct Ancestor {
     /// Who waits.
     pub session: Session,
+    /// It has a lock meanwhile, which others may wait for.
+    pub has_lock: bool,
     /// Who waits for it in turn.
     pub parent: Ancestors,
 }
@@ -32,7 +35,7 @@ pub struct Waiting {
     pub lock: Arc<dyn Held>,
     /// Where in the program.
     pub place: String,
-    /// Who waits for the session.
+    /// Who waits for the session, or cannot go on before this wait ends.
     pub ancestors: Ancestors,
 }
 
@@ -67,8 +70,9 @@ type Map<V> = HashMap<Session, V, BuildHasherDefault<FxHasher>>;
 #[derive(Debug)]
 pub struct Waits {
     waiting: Map<Waiting>,
-    /// Of a session that waits for a job: the session that waits for a lock in that job, or in a job of it.
-    descendants: Map<Session>,
+    /// Of a session that waits for a job, or that cannot go on before a wait on top of its stack has ended: the sessions
+    /// that wait for locks there. The last holds up the others.
+    descendants: Map<Vec<Session>>,
     /// What sessions are called.
     names: Map<String>,
 }
@@ -121,7 +125,7 @@ impl Waits {
     pub fn begin_surely(&mut self, session: Session, waiting: Waiting) {
         let mut ancestors = waiting.ancestors.as_ref();
         while let Some(ancestor) = ancestors {
-            self.descendants.insert(ancestor.session, session);
+            self.descendants.entry(ancestor.session).or_default().push(session);
             ancestors = ancestor.parent.as_ref();
         }
         self.waiting.insert(session, waiting);
@@ -132,7 +136,12 @@ impl Waits {
         let Some(waiting) = self.waiting.remove(&session) else { return };
         let mut ancestors = waiting.ancestors.as_ref();
         while let Some(ancestor) = ancestors {
-            self.descendants.remove(&ancestor.session);
+            if let Some(below) = self.descendants.get_mut(&ancestor.session) {
+                below.retain(|other| *other != session);
+                if below.is_empty() {
+                    self.descendants.remove(&ancestor.session);
+                }
+            }
             ancestors = ancestor.parent.as_ref();
         }
     }
@@ -142,7 +151,7 @@ impl Waits {
         if self.waiting.contains_key(&session) {
             Some(session)
         } else {
-            self.descendants.get(&session).copied()
+            self.descendants.get(&session).and_then(|below| below.last().copied())
         }
     }
 }
