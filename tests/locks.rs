@@ -11,7 +11,7 @@ use std::{
 };
 
 use msys::locks::{
-    Access, Ancestor, Condition, Held, Kind, Link, Locked, Mutex, RwLock, Session, Settled, Unlocked, Waiter,
+    Access, Ancestor, Condition, Held, Kind, Link, Locked, Mutex, RwLock, Session, Settled, Unlocked, Waited, Waiter,
     Waiting, Waits, Wake,
 };
 
@@ -243,15 +243,18 @@ fn a_condition_hands_its_mutex_over() {
                     // SAFETY: under the mutex.
                     while unsafe { *made.0.get() == *taken.0.get() && *taken.0.get() < ITEMS } {
                         let bell = Bell::default();
-                        ring(order.within(|waits| condition.wait(waits, Waiter::new(session, bell.clone()))));
+                        ring(order.within(|waits| condition.wait(waits, Waiter::new(session, bell.clone()), None)));
                         let limit = if session == 1 { Some(Duration::from_micros(50)) } else { None };
-                        let mut depth = 0;
                         let signalled = until_settled(order, &bell, limit, |waits, expired| {
-                            let (settled, had) = condition.settle(waits, session, expired, || bell.clone());
-                            depth = had;
-                            settled
+                            match condition.settle(waits, session, expired, || bell.clone()) {
+                                Waited::Locking(settled) => settled,
+                                Waited::Waiting => Settled::Waiting,
+                                Waited::Expired(depth) | Waited::Refused(depth) => {
+                                    assert_eq!(depth, 0);
+                                    Settled::Expired(Vec::new())
+                                }
+                            }
                         });
-                        assert_eq!(depth, 0);
                         if !signalled {
                             assert!(lock_within(order, mutex, session, None));
                         }
@@ -391,7 +394,7 @@ fn a_wait_that_would_close_a_cycle_is_refused_with_its_links() {
         let lock = Arc::clone(&locks[lock]);
         let mut chain = None;
         for session in ancestors.iter().rev() {
-            chain = Some(Arc::new(Ancestor { session: *session, parent: chain }));
+            chain = Some(Arc::new(Ancestor { session: *session, has_lock: false, parent: chain }));
         }
         let waiting = Waiting { lock: lock as Arc<dyn Held>, place: place.to_owned(), ancestors: chain };
         order.within(|waits| waits.begin(session, waiting))
