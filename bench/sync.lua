@@ -104,7 +104,13 @@ local alone = measure.table(ROUNDS, {
   { "an item of a buffer", each(5e7, sum_of(buffer)) },
   { "an item of an FFI array", each(5e7, sum_of(array)) },
 })
-measure.ratio(alone, "an item of a buffer beside one of an FFI array", "an item of a buffer", "an item of an FFI array", true)
+measure.ratio(
+  alone,
+  "an item of a buffer beside one of an FFI array",
+  "an item of a buffer",
+  "an item of an FFI array",
+  true
+)
 
 --- Two jobs that run at once, in a pool of two workers; gives the time until both have ended.
 local function two_workers(one, other)
@@ -293,7 +299,12 @@ end
 
 local function turns_for(microseconds)
   local turns = 1e7
-  return math.max(1, math.floor(microseconds * 1e-6 / (measure.each(1, function() spin(turns) end) / turns)))
+  return math.max(
+    1,
+    math.floor(microseconds * 1e-6 / (measure.each(1, function()
+      spin(turns)
+    end) / turns))
+  )
 end
 
 local list = {}
@@ -311,24 +322,26 @@ for _, microseconds in ipairs { 20, 0.1 } do
     {
       "a plain loop",
       function()
-        return 1e-6 / measure.each(MAPPED, function(count)
-          local results = {}
-          for i = 1, count do
-            results[i] = item(list[i])
-          end
-          assert(#results == count)
-        end)
+        return 1e-6
+          / measure.each(MAPPED, function(count)
+            local results = {}
+            for i = 1, count do
+              results[i] = item(list[i])
+            end
+            assert(#results == count)
+          end)
       end,
     },
     {
       "`msys.map`",
       function()
-        return 1e-6 / measure.each(MAPPED, function(count)
-          msys.run(function()
-            local results = msys.map("CPU", list, item)
-            assert(#results == count and results[count] == item(list[count]))
+        return 1e-6
+          / measure.each(MAPPED, function(count)
+            msys.run(function()
+              local results = msys.map("CPU", list, item)
+              assert(#results == count and results[count] == item(list[count]))
+            end)
           end)
-        end)
       end,
     },
   })

@@ -31,7 +31,10 @@ function thread.mutex(kind)
   if kind == nil then kind = thread.MUTEX_NORMAL end
   if kind ~= 0 and kind ~= 1 and kind ~= 2 then
     local given = type(kind) == "number" and tostring(kind) or type(kind)
-    error("thread.mutex: type must be thread.MUTEX_NORMAL, MUTEX_RECURSIVE or MUTEX_ERRORCHECK, got " .. given, 2)
+    error(
+      "thread.mutex: type must be thread.MUTEX_NORMAL, MUTEX_RECURSIVE or MUTEX_ERRORCHECK, got " .. given,
+      2
+    )
   end
   return native.mutex(kind)
 end

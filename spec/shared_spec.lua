@@ -780,7 +780,10 @@ describe("thread.buffer", function()
       return b[0].n
     end)
     assert.is_false(ok)
-    assert.matches("^msys: a thread.buffer has items of type 'struct msys_spec_undeclared', which this VM does not know", err)
+    assert.matches(
+      "^msys: a thread.buffer has items of type 'struct msys_spec_undeclared', which this VM does not know",
+      err
+    )
   end)
 
   --- Each sends a buffer to a job, which sets its first item, and gives what comes back.

@@ -163,10 +163,12 @@ describe("a pool that is shut down without drop", function()
     local result
     msys.run(function()
       msys.spawn(function()
-        result = { msys.runInPool(pool, function()
-          waits:add()
-          return channel:receive()
-        end) }
+        result = {
+          msys.runInPool(pool, function()
+            waits:add()
+            return channel:receive()
+          end),
+        }
       end)
       helper.eventually(function()
         return waits:get() > 0

@@ -42,8 +42,9 @@ pub enum Rank {
     /// A job of another pool waits for it: taken where every job of the worker waits for a job itself. Otherwise two
     /// pools whose jobs call each other could stall, each full of jobs that wait for the other.
     Nested,
-    /// A job of this very pool waits for it, directly or through other pools, or somebody who has a lock, for which
-    /// the pool's jobs may wait: always taken.
+    /// Somebody who has a lock waits for it: taken by full workers too, whose jobs may all wait for that lock.
+    Holding,
+    /// A job of this very pool waits for it, directly or through other pools: always taken.
     Awaited,
 }
 
@@ -56,8 +57,10 @@ pub enum Class {
     Waiting,
     /// No room for a session, but all of them wait for jobs: takes nested and awaited jobs.
     Full,
-    /// No room for a session: takes awaited jobs only.
+    /// No room for a session: takes what its own jobs may wait for.
     Closed,
+    /// About to begin or to end: takes awaited jobs only.
+    Shut,
 }
 
 /// What [`Sleep::wake_one`] asks its caller to do.
@@ -77,6 +80,7 @@ struct Sleepers {
     waiting: Vec<usize>,
     full: Vec<usize>,
     closed: Vec<usize>,
+    shut: Vec<usize>,
     /// Workers started and not ended.
     alive: usize,
     /// How many may be.
@@ -117,9 +121,9 @@ impl Sleep {
 
     /// Publishes what changed under the lock.
     fn publish(&self, sleepers: &Sleepers) {
-        let Sleepers { free, waiting, full, closed, alive, limit } = sleepers;
+        let Sleepers { free, waiting, full, closed, shut, alive, limit } = sleepers;
         self.free.store(free.len(), Ordering::Relaxed);
-        let asleep = free.len() + waiting.len() + full.len() + closed.len();
+        let asleep = free.len() + waiting.len() + full.len() + closed.len() + shut.len();
         self.available.store(asleep + limit.saturating_sub(*alive), Ordering::Relaxed);
     }
 
@@ -141,8 +145,11 @@ impl Sleep {
             if rank >= Rank::Nested {
                 worker = sleepers.full.pop();
             }
-            if rank == Rank::Awaited && worker.is_none() {
+            if rank >= Rank::Holding && worker.is_none() {
                 worker = sleepers.closed.pop();
+            }
+            if rank == Rank::Awaited && worker.is_none() {
+                worker = sleepers.shut.pop();
             }
             let Some(worker) = worker else { return Wake::Nobody };
             Wake::Worker(worker)
@@ -176,6 +183,7 @@ impl Sleep {
                 Class::Waiting => sleepers.waiting.push(worker),
                 Class::Full => sleepers.full.push(worker),
                 Class::Closed => sleepers.closed.push(worker),
+                Class::Shut => sleepers.shut.push(worker),
             }
             self.publish(&sleepers);
         }
@@ -199,8 +207,8 @@ impl Sleep {
     /// Whether the worker was among the sleepers, and is not any more.
     fn leave(&self, worker: usize) -> bool {
         let mut sleepers = self.sleepers.lock();
-        let Sleepers { free, waiting, full, closed, .. } = &mut *sleepers;
-        let left = [free, waiting, full, closed].into_iter().any(|class| {
+        let Sleepers { free, waiting, full, closed, shut, .. } = &mut *sleepers;
+        let left = [free, waiting, full, closed, shut].into_iter().any(|class| {
             // A worker sleeps once, and the newest sleepers are the likeliest to leave.
             let place = class.iter().rposition(|other| *other == worker);
             place.map(|place| class.remove(place)).is_some()
@@ -222,8 +230,8 @@ impl Sleep {
     /// Workers alive, and how many of them sleep.
     pub fn census(&self) -> (usize, usize) {
         let sleepers = self.sleepers.lock();
-        let Sleepers { free, waiting, full, closed, alive, .. } = &*sleepers;
-        (*alive, free.len() + waiting.len() + full.len() + closed.len())
+        let Sleepers { free, waiting, full, closed, shut, alive, .. } = &*sleepers;
+        (*alive, free.len() + waiting.len() + full.len() + closed.len() + shut.len())
     }
 
     /// Sets how many workers may live. The caller wakes those that are too many.

@@ -526,9 +526,8 @@ impl Vm {
             parcel.chain = Some(Chain::extend(None, worker.pool.id));
         }
         parcel.rank = match &parcel.chain {
-            // Those that fill the pool may wait for that lock.
-            _ if any_has_lock(&parcel.ancestors) => Rank::Awaited,
             Some(chain) if Chain::contains(Some(chain), pool.id) => Rank::Awaited,
+            _ if any_has_lock(&parcel.ancestors) => Rank::Holding,
             Some(_) => Rank::Nested,
             None => Rank::Ordinary,
         };

@@ -11,8 +11,8 @@ use std::{
 };
 
 use msys::locks::{
-    Access, Ancestor, Condition, Held, Kind, Link, Locked, Mutex, RwLock, Session, Settled, Unlocked, Waited, Waiter,
-    Waiting, Waits, Wake,
+    Access, Ancestor, Condition, Held, Kind, Link, Locked, Mutex, RwLock, Session, Settled, Unlocked, Waited,
+    Waiter, Waiting, Waits, Wake,
 };
 
 /// Wakes a thread.
@@ -243,16 +243,20 @@ fn a_condition_hands_its_mutex_over() {
                     // SAFETY: under the mutex.
                     while unsafe { *made.0.get() == *taken.0.get() && *taken.0.get() < ITEMS } {
                         let bell = Bell::default();
-                        ring(order.within(|waits| condition.wait(waits, Waiter::new(session, bell.clone()), None)));
+                        ring(
+                            order.within(|waits| {
+                                condition.wait(waits, Waiter::new(session, bell.clone()), None)
+                            }),
+                        );
                         let limit = if session == 1 { Some(Duration::from_micros(50)) } else { None };
-                        let signalled = until_settled(order, &bell, limit, |waits, expired| {
-                            match condition.settle(waits, session, expired, || bell.clone()) {
-                                Waited::Locking(settled) => settled,
-                                Waited::Waiting => Settled::Waiting,
-                                Waited::Expired(depth) | Waited::Refused(depth) => {
-                                    assert_eq!(depth, 0);
-                                    Settled::Expired(Vec::new())
-                                }
+                        let signalled = until_settled(order, &bell, limit, |waits, expired| match condition
+                            .settle(waits, session, expired, || bell.clone())
+                        {
+                            Waited::Locking(settled) => settled,
+                            Waited::Waiting => Settled::Waiting,
+                            Waited::Expired(depth) | Waited::Refused(depth) => {
+                                assert_eq!(depth, 0);
+                                Settled::Expired(Vec::new())
                             }
                         });
                         if !signalled {

@@ -18,8 +18,8 @@ use loom::{
 };
 use msys::{
     locks::{
-        Channel, Condition, Kind, Left, Locked, Mutex, Received, Sent, Session, Settled, Unlocked, Wait, Waited, Waiter, Waits,
-        Wake,
+        Channel, Condition, Kind, Left, Locked, Mutex, Received, Sent, Session, Settled, Unlocked, Wait,
+        Waited, Waiter, Waits, Wake,
     },
     waker::Waker,
 };
@@ -241,7 +241,8 @@ fn a_signal_wakes_one_that_waits_and_gives_it_the_mutex() {
                 }
             } else {
                 while shared.value() == 0 {
-                    let wake = shared.within(|waits| shared.condition.wait(waits, Waiter::new(me, bell.clone()), None));
+                    let wake = shared
+                        .within(|waits| shared.condition.wait(waits, Waiter::new(me, bell.clone()), None));
                     wake.into_iter().for_each(Wake::wake);
                     loop {
                         bell.wait();
@@ -277,7 +278,8 @@ fn a_signal_and_the_end_of_the_time_do_not_both_count() {
                 shared.unlock(me);
                 return;
             }
-            let wake = shared.within(|waits| shared.condition.wait(waits, Waiter::new(me, bell.clone()), None));
+            let wake =
+                shared.within(|waits| shared.condition.wait(waits, Waiter::new(me, bell.clone()), None));
             wake.into_iter().for_each(Wake::wake);
             // Its time is over at once.
             let mut expired = true;

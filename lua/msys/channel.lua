@@ -129,7 +129,9 @@ handles.define("thread.channel", Channel, function(channel)
   local count, capacity, closed = native.channel_len(channel)
   local room = capacity and ("%d of %d items"):format(count, capacity) or ("%d items"):format(count)
   return ("thread.channel: %s (%s%s)"):format(handles.address(channel), room, closed and ", closed" or "")
-end).__len = function(channel)
+end).__len = function(
+  channel
+)
   return (native.channel_len(channel))
 end
 

@@ -177,6 +177,13 @@ function refusal.is_globals(env)
   return env == globals or known[env] ~= nil or getmetatable(env) == behind
 end
 
-native.set_environment(behind, environment.new, environment.leave_out, known, refusal.kind_of, environment.builtin)
+native.set_environment(
+  behind,
+  environment.new,
+  environment.leave_out,
+  known,
+  refusal.kind_of,
+  environment.builtin
+)
 
 return environment

@@ -271,7 +271,9 @@ function future.map(pool, list, fn, options)
     local first = next_item
     local length = math.min(size, count - first + 1)
     -- The last chunks are small, so that all workers end together.
-    if not chunk then length = math.max(1, math.min(length, math.ceil((count - first + 1) / (most / AHEAD) / 2))) end
+    if not chunk then
+      length = math.max(1, math.min(length, math.ceil((count - first + 1) / (most / AHEAD) / 2)))
+    end
     local items = {}
     for place = 1, length do
       items[place] = list[first + place - 1]

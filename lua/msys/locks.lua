@@ -21,7 +21,11 @@ local function place()
   for level = 3, 20 do
     local info = debug.getinfo(level, "Sl")
     if not info then break end
-    if info.short_src ~= "[msys.locks]" and not info.short_src:find "msys/locks%.lua$" and info.currentline > 0 then
+    if
+      info.short_src ~= "[msys.locks]"
+      and not info.short_src:find "msys/locks%.lua$"
+      and info.currentline > 0
+    then
       return ("%s:%d"):format(info.short_src, info.currentline)
     end
   end
@@ -71,7 +75,9 @@ end
 
 local function try(lock, write, method)
   local got = native.try_lock(lock, scheduler.session_number(), write)
-  if got == RELOCKED then error(("%s: this session has it already: %s"):format(method, described(lock)), 2) end
+  if got == RELOCKED then
+    error(("%s: this session has it already: %s"):format(method, described(lock)), 2)
+  end
   return got == YES
 end
 
@@ -125,7 +131,12 @@ local RwLock = {}
 ---@return string? why
 function RwLock:rdlock(timeout)
   if getmetatable(self) ~= "thread.rwlock" then wrong_self(self, "thread.rwlock", "rdlock") end
-  return lock_slowly(self, false, handles.check_timeout(timeout, "thread.rwlock:rdlock"), "thread.rwlock:rdlock")
+  return lock_slowly(
+    self,
+    false,
+    handles.check_timeout(timeout, "thread.rwlock:rdlock"),
+    "thread.rwlock:rdlock"
+  )
 end
 
 --- Locks it for writing, alone.
@@ -135,7 +146,12 @@ end
 ---@return string? why
 function RwLock:wrlock(timeout)
   if getmetatable(self) ~= "thread.rwlock" then wrong_self(self, "thread.rwlock", "wrlock") end
-  return lock_slowly(self, true, handles.check_timeout(timeout, "thread.rwlock:wrlock"), "thread.rwlock:wrlock")
+  return lock_slowly(
+    self,
+    true,
+    handles.check_timeout(timeout, "thread.rwlock:wrlock"),
+    "thread.rwlock:wrlock"
+  )
 end
 
 ---@return boolean locked
@@ -169,10 +185,9 @@ function Condition:wait(timeout)
   if getmetatable(self) ~= "thread.condition" then wrong_self(self, "thread.condition", "wait") end
   timeout = handles.check_timeout(timeout, "thread.condition:wait")
   local session, ticket = scheduler.session_number(), scheduler.wait_ticket()
-  local waits, text = native.await_condition(self, session, ticket, place(), scheduler.slot(), scheduler.below())
-  if not waits then
-    error("thread.condition:wait: this session does not have the mutex: " .. text, 2)
-  end
+  local waits, text =
+    native.await_condition(self, session, ticket, place(), scheduler.slot(), scheduler.below())
+  if not waits then error("thread.condition:wait: this session does not have the mutex: " .. text, 2) end
   local depth, signalled
   local settled = handles.await(ticket, timeout, function(expired)
     local settled
@@ -182,7 +197,9 @@ function Condition:wait(timeout)
   if settled ~= EXPIRED then return true end
   -- It does not have the mutex: the time is over, or waiting for it would never end, which this raises.
   local mutex = native.condition_mutex(self)
-  if native.try_lock(mutex, session, true) ~= YES then wait_for(mutex, session, true, nil, "thread.condition:wait", 3) end
+  if native.try_lock(mutex, session, true) ~= YES then
+    wait_for(mutex, session, true, nil, "thread.condition:wait", 3)
+  end
   if depth > 0 then native.relock(mutex, session, depth) end
   if signalled then return true end
   return false, "timeout"
@@ -213,7 +230,9 @@ end)
 local named = setmetatable({}, { __mode = "v" })
 
 local function by_name(name, method)
-  if type(name) ~= "string" then error(("%s: name must be a string, got %s"):format(method, type(name)), 3) end
+  if type(name) ~= "string" then
+    error(("%s: name must be a string, got %s"):format(method, type(name)), 3)
+  end
   local mutex = named[name]
   if not mutex then
     mutex = native.named_mutex(name)

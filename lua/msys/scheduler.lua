@@ -248,7 +248,7 @@ local function release_locks(session)
   local name = name_of(session)
   local left = native.end_session(session.number)
   session.number = nil
-  owner.session = current and current.number or 0
+  owner.session = (current or main).number or 0
   for _, lock in ipairs(left or {}) do
     local text = ("msys: %s was still locked when %s ended, and is released"):format(lock, name)
     report(text, { kind = "error", traceback = text })

@@ -114,7 +114,9 @@ local function sharing(root, roots)
     for key, value in next, plain do
       if not shared.is_key(key) then
         return nil,
-          ("cannot share a table with a key of type %s: keys are strings, numbers and booleans"):format(type(key))
+          ("cannot share a table with a key of type %s: keys are strings, numbers and booleans"):format(
+            type(key)
+          )
       end
       if is_plain(value) then
         if not made[value] then
@@ -146,7 +148,8 @@ function shared.try_set(tbl, key, value)
   end
   local done, reason, refused, why = handles.scanning(native.shared_set, tbl, key, value)
   if done then return true, reason end
-  return nil, handles.unsendable(roots_of(("the value of key %s"):format(tostring(key)), given), reason, refused, why)
+  return nil,
+    handles.unsendable(roots_of(("the value of key %s"):format(tostring(key)), given), reason, refused, why)
 end
 
 --- Sets a value of a shared table; raises `method: why` at `level`.
@@ -161,7 +164,9 @@ end
 --- Sets a value, if it has this version still: whether it had, and what it is then. Raises `method: why` at `level`.
 function shared.swap(tbl, key, value, version, method, level)
   local given, text = value, nil
-  if is_plain(value) then value, text = sharing(value, roots_of("the new value", given)) end
+  if is_plain(value) then
+    value, text = sharing(value, roots_of("the new value", given))
+  end
   if text then error(("%s: %s"):format(method, text), level + 1) end
   local done, reason, refused, why = handles.scanning(native.shared_swap, tbl, version, key, value)
   if done == nil then
@@ -286,7 +291,8 @@ local function view(handle)
   if seen and handle_of[seen] == handle then return seen end
   local memory, ctype = native.buffer_memory(handle)
   if not pcall(ffi.sizeof, ctype) then
-    local text = "msys: a thread.buffer has items of type '%s', which this VM does not know: ffi.cdef it here too"
+    local text =
+      "msys: a thread.buffer has items of type '%s', which this VM does not know: ffi.cdef it here too"
     error(text:format(ctype), 0)
   end
   -- By name: busted remembers what `ffi.typeof "$ *"` gave, whatever the parameter.
@@ -312,9 +318,7 @@ function shared.buffer(ctype, count)
   local ok, size = pcall(ffi.sizeof, ctype)
   if not ok then error("thread.buffer: " .. tostring(size), 2) end
   local buffer = size and size > 0 and native.buffer(ctype, count, size)
-  if not buffer then
-    error(("thread.buffer: no memory for %d items of type '%s'"):format(count, ctype), 2)
-  end
+  if not buffer then error(("thread.buffer: no memory for %d items of type '%s'"):format(count, ctype), 2) end
   return buffer
 end
 

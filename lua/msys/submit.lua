@@ -55,8 +55,18 @@ end
 ---@async
 local function send(flags, pool, mode, ticket, name, closure, completion, ...)
   local session = current()
-  local id, reason, value, why =
-    native_submit(pool, mode, ticket, session and session.slot, numbered.session, name, flags, closure, completion, ...)
+  local id, reason, value, why = native_submit(
+    pool,
+    mode,
+    ticket,
+    session and session.slot,
+    numbered.session,
+    name,
+    flags,
+    closure,
+    completion,
+    ...
+  )
   if id then
     return id
   elseif reason == "scan" then
@@ -74,8 +84,18 @@ local function send(flags, pool, mode, ticket, name, closure, completion, ...)
     return nil, reason, "cannot send " .. refusal.explain(roots_of(closure, completion, ...), value, why)
   elseif reason == "large" then
     local measure = flags + MEASURE
-    local size =
-      native_submit(pool, mode, ticket, session and session.slot, nil, name, measure, closure, completion, ...)
+    local size = native_submit(
+      pool,
+      mode,
+      ticket,
+      session and session.slot,
+      nil,
+      name,
+      measure,
+      closure,
+      completion,
+      ...
+    )
     local roots = roots_of(closure, completion, ...)
     return nil, reason, refusal.too_large(size, threadpool.name_of(pool), value, roots)
   end

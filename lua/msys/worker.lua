@@ -202,7 +202,11 @@ local function fail_job(slot, err)
     if short then
       native.fail(slot, "memory", "not enough memory")
     else
-      native.fail(slot, "unsendable", "msys.runInPool: the job's outcome cannot be sent: " .. scheduler.text_of(err))
+      native.fail(
+        slot,
+        "unsendable",
+        "msys.runInPool: the job's outcome cannot be sent: " .. scheduler.text_of(err)
+      )
     end
   end
   if short then collect_garbage() end

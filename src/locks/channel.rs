@@ -87,8 +87,12 @@ pub enum Received<T> {
 impl<T, W: Wake> Channel<T, W> {
     /// One that holds so many items.
     pub fn new(capacity: usize) -> Self {
-        let state =
-            State { items: VecDeque::new(), receivers: VecDeque::new(), senders: VecDeque::new(), closed: false };
+        let state = State {
+            items: VecDeque::new(),
+            receivers: VecDeque::new(),
+            senders: VecDeque::new(),
+            closed: false,
+        };
         Self { state: Mutex::new(state), capacity }
     }
 

@@ -11,16 +11,16 @@ use crossbeam_deque::{Injector, Steal, Stealer, Worker as Deque};
 use crate::{job::Job, sleep::Rank};
 
 /// The ranks that a full worker may take, the most urgent first.
-const EXEMPT: [Rank; 2] = [Rank::Awaited, Rank::Nested];
+const EXEMPT: [Rank; 3] = [Rank::Awaited, Rank::Holding, Rank::Nested];
 
 /// The pool's half, by rank.
 #[derive(Debug)]
-pub(crate) struct Queues([Injector<Job>; 3]);
+pub(crate) struct Queues([Injector<Job>; 4]);
 
 /// A worker's half.
 #[derive(Debug)]
 pub(crate) struct Own {
-    submitted: [Deque<Job>; 3],
+    submitted: [Deque<Job>; 4],
     /// Ordinary jobs taken from elsewhere and not begun.
     batch: Deque<Job>,
 }
@@ -28,7 +28,7 @@ pub(crate) struct Own {
 /// What others may take from a worker.
 #[derive(Debug)]
 pub(crate) struct Theirs {
-    submitted: [Stealer<Job>; 3],
+    submitted: [Stealer<Job>; 4],
     batch: Stealer<Job>,
 }
 

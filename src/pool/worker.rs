@@ -110,6 +110,8 @@ impl Worker {
             Rank::Ordinary
         } else if load.waiting >= load.sessions {
             Rank::Nested
+        } else if load.sessions < usize::MAX {
+            Rank::Holding
         } else {
             Rank::Awaited
         }
@@ -176,7 +178,8 @@ impl Worker {
             }
         }
         let class = match (least, load.sessions) {
-            (Rank::Awaited, _) => Class::Closed,
+            (Rank::Awaited, _) => Class::Shut,
+            (Rank::Holding, _) => Class::Closed,
             (Rank::Nested, _) => Class::Full,
             (Rank::Ordinary, 0) => Class::Free,
             (Rank::Ordinary, _) => Class::Waiting,
