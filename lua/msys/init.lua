@@ -50,16 +50,14 @@ function msys.shareGet(key)
   return store[key]
 end
 
---- Removes the value under a key, and gives what it was.
+--- Removes the value under a key, and gives what it was: of several sessions that do so, to one.
 ---@param key string|number|boolean
 ---@return any
 function msys.shareUnset(key)
   if not shared.is_key(key) then
     error("msys.shareUnset: keys are strings, numbers and booleans, got " .. type(key), 2)
   end
-  local value = store[key]
-  store[key] = nil
-  return value
+  return native.shared_take(store, key)
 end
 
 local function check_function(fn, name)

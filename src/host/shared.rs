@@ -38,6 +38,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"shared_peek", shared_peek),
     (c"shared_private", shared_private),
     (c"shared_set", shared_set),
+    (c"shared_take", shared_take),
     (c"shared_version", shared_version),
     (c"shared_swap", shared_swap),
     (c"shared_len", shared_len),
@@ -408,6 +409,18 @@ unsafe extern "C-unwind" fn shared_set(state: *mut lua_State) -> c_int {
             ffi::lua_pushnumber(state, id as f64);
             return 2;
         }
+    }
+    1
+}
+
+/// `shared_take(table, key)` → the value, which is there no longer
+unsafe extern "C-unwind" fn shared_take(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let (Some(table), Some(key)) = (object_at::<Table>(state, 1, kind::TABLE), key_at(state, 2)) else { return 0 };
+        let value = table.set(key, Stored::Nil);
+        push_stored(state, vm, &value);
     }
     1
 }
