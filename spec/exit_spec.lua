@@ -21,9 +21,10 @@ local function run(script, options)
   return helper.script(MSYS .. script:gsub("%$(%l+)", values), options)
 end
 
---- Runs a script that gets a SIGINT once it has printed "ready" and its main thread sleeps.
+--- Runs a script that gets a SIGINT once it has printed "ready" and its main thread sleeps, or runs.
 ---@param script string
-local function run_interrupted(script)
+---@param state? "S"|"R"
+local function run_interrupted(script, state)
   local signaller = [=[
     local stat = io.open "/proc/self/stat"
     local pid = stat:read "*n"
@@ -39,7 +40,7 @@ local function run_interrupted(script)
       ) >/dev/null 2>&1 &
     ]]):gsub("PID", pid))
   ]=]
-  return run(signaller .. script)
+  return run(signaller:gsub("State:.S", "State:." .. (state or "S")) .. script)
 end
 
 --- Fails unless the child printed this to stdout, nothing to stderr, and ended with `expected_status`.
@@ -397,6 +398,23 @@ describe("Ctrl-C", function()
       msys.spawn(ready)
       pool:shutdown()
     ]],
+    ["a session that works"] = [[
+      jit.off()
+      msys.runInPool("CPU", function() msys.sleep(60) end, true)
+      msys.spawn(function() ready() while true do end end)
+      msys.run()
+    ]],
+    ["a session that msys.run was given"] = [[
+      jit.off()
+      msys.runInPool("CPU", function() msys.sleep(60) end, true)
+      msys.run(function() ready() while true do end end)
+    ]],
+    ["a completion"] = [[
+      jit.off()
+      msys.runInPool("CPU", function() msys.sleep(60) end, true)
+      msys.runInPool("IO", function() end, function() ready() while true do end end, SCHED)
+      msys.sleep(60)
+    ]],
     ["a wait while asynchronous jobs run"] = [[
       msys.runInPool("CPU", function() msys.sleep(60) end, function() end, SCHED)
       msys.spawn(ready)
@@ -405,7 +423,7 @@ describe("Ctrl-C", function()
   }
   for what, script in pairs(cases) do
     it("ends a script at once in " .. what, function()
-      local out, err, status = run_interrupted(READY .. script)
+      local out, err, status = run_interrupted(READY .. script, script:find "while true" and "R" or "S")
       assert.same({ "ready\n", 1 }, { out, status })
       -- Nothing but that: the exit does not wait for jobs.
       assert.matches("^[^\n]*: [^\n]*interrupted!\nstack traceback:\n$", (err:gsub("\t[^\n]*\n", "")))

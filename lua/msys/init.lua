@@ -85,7 +85,10 @@ function msys.spawn(fn, ...)
 end
 
 local function run_result(ok, ...)
-  if not ok then error((...), 0) end
+  if not ok then
+    scheduler.note_interrupt((...))
+    error((...), 0)
+  end
   return ...
 end
 

@@ -86,6 +86,12 @@ local fail_job
 ---@type msys.Session?, integer?
 local session_in_hand, slot_in_hand
 
+--- `scheduler.run` is at work, or was left by an error.
+local running = false
+--- What Ctrl-C has raised in a session that has ended by it.
+---@type string?
+local interrupt
+
 --- A failure inside a session, with the traceback of where it was raised.
 local Failure = {}
 Failure.__index = Failure
@@ -290,6 +296,11 @@ local function resumed(session, previous, depth, ok, tag)
       report(scheduler.explain(tag))
     end
   end
+  if interrupt then
+    local err = interrupt
+    interrupt = nil
+    error(err, 0)
+  end
 end
 
 local function resume(session, ...)
@@ -325,9 +336,29 @@ function scheduler.start(run, ...)
   return resume(take_session(), run, ...)
 end
 
+--- Notes an error that a session let through: whether that is Ctrl-C, which is meant for the program, so that its exit waits for
+--- nothing.
+---@param err any
+---@return boolean
+function scheduler.note_interrupt(err)
+  local is_interrupt = not native.is_worker and type(err) == "string" and err:find "interrupted!$" ~= nil
+  running = running or is_interrupt
+  return is_interrupt
+end
+
+--- Reports what a session raised that nobody waits for. A host raises Ctrl-C once more, in what runs the session.
+local function failed(fail)
+  local err, info = scheduler.explain(fail)
+  if scheduler.note_interrupt(err) then
+    interrupt = err
+  else
+    report(err, info)
+  end
+end
+
 local function run_spawned(fn, ...)
   local ok, fail = xpcall(fn, failure, ...)
-  if not ok then report(scheduler.explain(fail)) end
+  if not ok then failed(fail) end
 end
 
 --- Starts a session when the loop next runs.
@@ -345,7 +376,7 @@ local function run_completion(ticket, fn, ...)
   completions = completions - 1
   native.settle(ticket)
   release(ticket)
-  if not ok then report(scheduler.explain(fail)) end
+  if not ok then failed(fail) end
 end
 
 --- Runs `fn` with the outcome of `ticket`.
@@ -613,6 +644,11 @@ local function deep_pump(ticket)
     waiting[ticket] = false
     error(("msys: more than %d waits inside each other that cannot suspend"):format(native.max_pumps), 0)
   end
+  if not current and next(in_pump) then
+    for left in pairs(in_pump) do
+      in_pump[left], left.pumping = nil, nil
+    end
+  end
   pumps = depth + 1
   local before = session.pumping
   session.pumping = ticket
@@ -716,9 +752,11 @@ end
 
 --- Runs until no session is left and no completion is awaited.
 function scheduler.run()
+  running = true
   scheduler.run_while(function()
     return sessions > 0 or completions > 0
   end)
+  running = false
   left_over()
 end
 
@@ -738,7 +776,9 @@ local SILENCE = 2
 
 --- Finishes the asynchronous jobs that were accepted; for the end of a host. An interrupt has ended that wait already.
 function scheduler.drain()
-  if native.is_interrupted() then return end
+  -- Nothing else raises out of the loop.
+  local left_loop = not current and (running or main.pumping)
+  if native.is_interrupted() or left_loop then return end
   if native.pending() > 0 then
     scheduler.start(function()
       scheduler.sleep(SILENCE)
