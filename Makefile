@@ -16,7 +16,7 @@ export MSYS_TOOLS
 # The suites measure time and use every core: one after the other, also under -j.
 .NOTPARALLEL:
 .PHONY: help setup build rock demo test test-rust test-vm test-loom test-lua test-lua-joff test-lua-shuffle \
-	test-luajit2 test-api test-properties test-soak test-rock fuzz soak bench bench-values bench-code bench-sync check setup-check check-rust check-lua check-text format clean
+	test-luajit2 test-api test-properties test-stress test-soak test-rock fuzz stress soak bench bench-values bench-code bench-sync check setup-check check-rust check-lua check-text format clean
 
 # Runs a script with what `make build` made.
 with_build = LUA_PATH='lua/?.lua;lua/?/init.lua;./?.lua;;' LUA_CPATH='build/lib/?.so;;'
@@ -43,7 +43,7 @@ demo: rock ## survey the sources of Rust's crates (DIR=<directory> for others) o
 	LUA_CPATH='lua_modules/lib/lua/5.1/?.so;;' luajit examples/survey.lua $(DIR)
 
 test: setup build test-rust test-vm test-loom test-lua test-lua-joff test-lua-shuffle test-luajit2 test-api test-properties \
-	test-soak test-rock ## all the tests
+	test-stress test-soak test-rock ## all the tests
 
 test-rust: ## the Rust tests
 	$(say) 'cargo test'
@@ -85,6 +85,14 @@ test-properties: build ## 10,000 random graphs there and back, and as many progr
 fuzz: build ## a million of those and of changed messages, and fuzzers (CASES=, SECONDS_EACH=): hours
 	$(say) 'random graphs and programs, changed messages, fuzzers'
 	CASES=$(CASES) SECONDS_EACH=$(SECONDS_EACH) scripts/fuzz.sh
+
+stress: build ## a minute of programs of a thousand sessions that lock, send, sleep, nest and fail (SECONDS=)
+	$(say) 'programs of a thousand sessions'
+	MSYS_SPEC_SESSIONS=1000 MSYS_SPEC_SECONDS=$(or $(SECONDS),60) scripts/busted.sh spec/sync_stress_spec.lua
+
+test-stress: build ## the same for five seconds
+	$(say) 'programs of a thousand sessions'
+	MSYS_SPEC_SESSIONS=1000 MSYS_SPEC_SECONDS=5 scripts/busted.sh spec/sync_stress_spec.lua
 
 soak: build ## a million jobs of all kinds: nothing grows
 	$(say) 'a million jobs'

@@ -2,19 +2,23 @@
 -- nothing is left at the end.
 --
 -- A failure prints the seed of its program: `MSYS_SPEC_SEED=<seed> scripts/busted.sh spec/sync_stress_spec.lua` runs
--- that one again (threads take turns as they like, so perhaps more than once); `MSYS_SPEC_CASES=<n>` is for more.
+-- that one again (threads take turns as they like, so perhaps more than once). `make stress` runs programs of a thousand
+-- sessions for a minute: `MSYS_SPEC_SESSIONS=<n>`, `MSYS_SPEC_SECONDS=<n>`.
 
 local helper = require "spec.helper"
 local describe, it, _, after_each, assert = helper.busted()
 local msys = require "msys"
+local native = require "msys.native"
 local thread = require "thread"
 
 local LIMIT = helper.LIMIT
 local must, in_sessions = helper.must, helper.in_sessions
 
-local CASES = tonumber(os.getenv "MSYS_SPEC_CASES") or 60
 local FIRST = tonumber(os.getenv "MSYS_SPEC_SEED")
-local SESSIONS, STEPS, LOCKS = 16, 60, 4
+local SECONDS = tonumber(os.getenv "MSYS_SPEC_SECONDS")
+local SESSIONS = tonumber(os.getenv "MSYS_SPEC_SESSIONS") or 16
+-- The more sessions, the fewer steps of each, so that a program takes no minute.
+local PROGRAMS, STEPS, LOCKS = 60, SESSIONS > 100 and 10 or 60, 4
 
 --- What all sessions of a program share.
 local function make_world(pools)
@@ -206,6 +210,7 @@ local function run_program(seed, steps, depth, world)
 end
 
 local function check(seed)
+  local alive = native.alive()
   local errors = helper.catching(function()
     helper.with_two({ concurrency = 4 }, function(a, b)
       local world = make_world { a, b }
@@ -248,19 +253,29 @@ local function check(seed)
     end)
   end)
   assert.same({}, errors)
+  -- The workers' VMs are closed by now, and ours keeps nothing.
+  for _ = 1, 2 do
+    collectgarbage()
+  end
+  assert.equal(alive, native.alive())
 end
 
 describe("sessions of the host and eight workers that lock, send, count and nest at random", function()
   after_each(helper.clean)
 
   it("count exactly, and leave nothing", function()
-    local first = FIRST or os.time() % 100000 * 1000
-    for seed = first, first + (FIRST and 1 or CASES) - 1 do
+    local first, started = FIRST or os.time() % 100000 * 1000, os.time()
+    local seed, done = first, 0
+    while done == 0 or not FIRST and (SECONDS and os.time() - started < SECONDS or not SECONDS and done < PROGRAMS) do
       local ok, err = pcall(check, seed)
+      seed, done = seed + 1, done + 1
       if not ok then
         local text = type(err) == "table" and err.message or err
-        error(("MSYS_SPEC_SEED=%d: %s"):format(seed, tostring(text)), 0)
+        error(("MSYS_SPEC_SEED=%d: %s"):format(seed - 1, tostring(text)), 0)
       end
+    end
+    if SECONDS then
+      print(("%d programs of %d sessions, from seed %d on"):format(done, SESSIONS, first))
     end
   end)
 end)

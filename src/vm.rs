@@ -611,6 +611,10 @@ impl Vm {
         let mut jobs_first = self.turns.get().is_multiple_of(JOBS_FIRST);
         loop {
             if !jobs_first && let Some(event) = self.next_event() {
+                if let Some(worker) = &self.worker {
+                    // It runs what waited for the event, and looks for no job meanwhile.
+                    worker.leave_search();
+                }
                 self.announce();
                 return event;
             }

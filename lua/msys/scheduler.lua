@@ -312,11 +312,16 @@ local function resume(session, ...)
   return resumed(session, previous, pumps, co_resume(session.co, ...))
 end
 
---- The body of every session's coroutine, which serves one after the other.
----@async
-local function body(run, ...)
+local function serve_one(run, ...)
   run(...)
-  return body(co_yield(DONE))
+end
+
+--- The body of every session's coroutine, which serves one after the other. Between them it holds nothing of the last.
+---@async
+local function body()
+  while true do
+    serve_one(co_yield(DONE))
+  end
 end
 
 ---@return msys.Session
@@ -327,7 +332,9 @@ local function take_session()
     session.tls, session.stop = nil, nil
     return session
   end
-  return { co = co_create(body) }
+  local co = co_create(body)
+  co_resume(co)
+  return { co = co }
 end
 
 --- Runs `run(...)` as a new session, now.

@@ -5,7 +5,7 @@ use std::{
     ptr::NonNull,
 };
 
-use super::kind;
+use super::{Alive, kind};
 use crate::wire::Object;
 
 /// As wide as a cache line, and as any type that C has needs.
@@ -18,6 +18,7 @@ pub struct Buffer {
     layout: Layout,
     ctype: Box<str>,
     count: usize,
+    _alive: Alive,
 }
 
 // SAFETY: the memory is the object's own; what is done with it is the scripts' to agree on, as with any FFI pointer.
@@ -32,7 +33,7 @@ impl Buffer {
         let layout = Layout::from_size_align(bytes, ALIGNMENT).ok()?;
         // SAFETY: the layout is not empty.
         let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Self { memory, layout, ctype: ctype.into(), count })
+        Some(Self { memory, layout, ctype: ctype.into(), count, _alive: Alive::default() })
     }
 
     /// Where it begins.

@@ -2,17 +2,17 @@
 
 use std::ops::Deref;
 
-use super::{Knock, Received, Stored, bury, kind};
+use super::{Alive, Knock, Received, Stored, bury, kind};
 use crate::{locks, wire::Object};
 
 /// See the module.
 #[derive(Debug)]
-pub struct Channel(locks::Channel<Stored, Knock>);
+pub struct Channel(locks::Channel<Stored, Knock>, Alive);
 
 impl Channel {
     /// One that holds so many items.
     pub fn new(capacity: usize) -> Self {
-        Self(locks::Channel::new(capacity))
+        Self(locks::Channel::new(capacity), Alive::default())
     }
 
     /// The front item, if it is a number: for compiled code, which takes those without Lua's stack.

@@ -1,6 +1,6 @@
 //! A whole number that all VMs count with.
 
-use super::kind;
+use super::{Alive, kind};
 use crate::{
     sync::atomic::{AtomicI64, Ordering},
     wire::Object,
@@ -8,12 +8,12 @@ use crate::{
 
 /// See the module. A Lua number holds it as long as it is less than 2^53.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicI64);
+pub struct Counter(AtomicI64, Alive);
 
 impl Counter {
     /// One that begins with `value`.
     pub fn new(value: i64) -> Self {
-        Self(AtomicI64::new(value))
+        Self(AtomicI64::new(value), Alive::default())
     }
 
     /// Adds, and gives the sum. Sequentially consistent, as all of a counter: scripts use one as a flag for other data.

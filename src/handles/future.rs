@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::{Knock, Wait, kind};
+use super::{Alive, Knock, Wait, kind};
 use crate::{
     job::{Inbox, Kind, Sink, new_job},
     locks::Wake,
@@ -40,6 +40,7 @@ pub struct Future {
     inner: Mutex<Inner>,
     /// The host to which a failure is reported that nobody asks for.
     root: Arc<Inbox>,
+    _alive: Alive,
 }
 
 /// How far the job has come.
@@ -58,7 +59,7 @@ pub enum Status {
 impl Future {
     /// Of a job that is about to be sent in the name of `root`.
     pub fn new(root: Arc<Inbox>) -> Self {
-        Self { inner: Mutex::default(), root }
+        Self { inner: Mutex::default(), root, _alive: Alive::default() }
     }
 
     /// How far it has come, and whether somebody has asked for the outcome.

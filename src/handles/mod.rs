@@ -10,7 +10,10 @@ mod mutex;
 mod stored;
 mod table;
 
-use std::sync::{Arc, Weak};
+use std::sync::{
+    Arc, Weak,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use rustc_hash::FxHashMap;
 
@@ -42,6 +45,30 @@ pub mod kind {
     pub const FUTURE: u32 = 8;
     /// How many numbers there are, with 0 for none.
     pub const COUNT: usize = 9;
+}
+
+/// Counts the objects of the process: each has one.
+#[derive(Debug)]
+pub struct Alive(());
+
+static ALIVE: AtomicUsize = AtomicUsize::new(0);
+
+impl Default for Alive {
+    fn default() -> Self {
+        ALIVE.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        ALIVE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many objects there are that any VM, or a message, has.
+pub fn alive() -> usize {
+    ALIVE.load(Ordering::Relaxed)
 }
 
 /// Wakes a session that waits under a ticket of its VM.

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{Knock, kind};
+use super::{Alive, Knock, kind};
 use crate::{
     locks::{self, Held, Session, Waits},
     wire::Object,
@@ -19,13 +19,14 @@ pub struct Mutex {
     pub lock: Arc<locks::Mutex<Knock>>,
     /// What `msys.lock` calls it.
     pub label: Option<Box<str>>,
+    _alive: Alive,
 }
 
 impl Mutex {
     /// One of this kind; `name` is the one that `msys.lock` was given.
     pub fn new(kind: locks::Kind, name: Option<&[u8]>) -> Self {
         let label = name.map(|name| String::from_utf8_lossy(name).into());
-        Self { lock: Arc::new(locks::Mutex::new(kind)), label }
+        Self { lock: Arc::new(locks::Mutex::new(kind)), label, _alive: Alive::default() }
     }
 }
 
@@ -61,12 +62,13 @@ pub struct Condition {
     pub lock: locks::Condition<Knock>,
     /// Whose waiters it makes.
     pub mutex: Arc<Mutex>,
+    _alive: Alive,
 }
 
 impl Condition {
     /// One for those who have `mutex`.
     pub fn new(mutex: Arc<Mutex>) -> Self {
-        Self { lock: locks::Condition::new(Arc::clone(&mutex.lock)), mutex }
+        Self { lock: locks::Condition::new(Arc::clone(&mutex.lock)), mutex, _alive: Alive::default() }
     }
 }
 
@@ -81,6 +83,7 @@ impl Object for Condition {
 pub struct RwLock {
     /// What it is.
     pub lock: locks::RwLock<Knock>,
+    _alive: Alive,
 }
 
 impl fmt::Debug for RwLock {

@@ -6,7 +6,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{Stored, bury, kind};
+use super::{Alive, Stored, bury, kind};
 use crate::{sync::RwLock, wire::Object};
 
 /// A key.
@@ -55,6 +55,7 @@ struct State {
 #[derive(Debug, Default)]
 pub struct Table {
     state: RwLock<State>,
+    _alive: Alive,
 }
 
 fn bits(number: f64) -> u64 {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     decode::Role,
     handles::{
-        Buffer, Channel, Counter, Future, Key, Knock, OwnedKey, Packed, Received, Sent, Status, Stored, Table, kind, new_id,
+        self, Buffer, Channel, Counter, Future, Key, Knock, OwnedKey, Packed, Received, Sent, Status, Stored, Table, kind, new_id,
     },
     job::Sink,
     luajit::{ffi, lua_State, push_bytes, string_at},
@@ -29,6 +29,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"channel_wait", channel_wait),
     (c"channel_close", channel_close),
     (c"channel_len", channel_len),
+    (c"alive", alive),
     (c"counter", counter),
     (c"shared", shared),
     (c"process_table", process_table),
@@ -291,6 +292,13 @@ unsafe extern "C-unwind" fn channel_len(state: *mut lua_State) -> c_int {
         ffi::lua_pushboolean(state, c_int::from(closed));
     }
     3
+}
+
+/// `alive()` → how many objects there are in the process that have handles, or had
+unsafe extern "C-unwind" fn alive(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { ffi::lua_pushnumber(state, handles::alive() as f64) };
+    1
 }
 
 /// `counter(value)` → a handle, or nothing if the value is no whole number

@@ -146,8 +146,8 @@ impl Worker {
             .find_map(|seat| seat.theirs.steal_into(&self.own, least))
     }
 
-    /// Step 3 of the sleep protocol, for a searcher.
-    fn leave_search(&self) {
+    /// Step 3 of the sleep protocol, if it searches: it has found something to do.
+    pub fn leave_search(&self) {
         if self.searching.replace(false) && self.pool.sleep.found() {
             self.pool.wake_one();
         }
@@ -169,11 +169,17 @@ impl Worker {
             // A push since our last look may have relied on a searcher; now that we are one, look again.
             return Turn::Again;
         }
-        if least == Rank::Ordinary && sleep.searchers() == 1 && waker::core_is_free() {
+        if sleep.searchers() == 1 && waker::core_is_free() {
             for _ in 0..SPINS {
                 std::hint::spin_loop();
-                if !inbox.mailbox.is_empty() || !self.pool.queues.is_empty() || inbox.mailbox.waker().is_notified() {
+                if !inbox.mailbox.is_empty() || inbox.mailbox.waker().is_notified() {
                     return Turn::Again;
+                }
+                if !self.pool.queues.is_empty() {
+                    if least == Rank::Ordinary {
+                        return Turn::Again;
+                    }
+                    break;
                 }
             }
         }
