@@ -7,6 +7,7 @@ local submit = require "msys.submit"
 local threadpool = require "msys.threadpool"
 
 local getmetatable, select, type, unpack = getmetatable, select, type, unpack
+local new_table = require "table.new"
 
 local future = {}
 
@@ -208,7 +209,7 @@ end
 local function run_chunk(fn, items, first, count)
   local clock = require("msys.scheduler").now
   local started = clock()
-  local results = {}
+  local results = require "table.new"(count, 0)
   local place = 0
   local ok, err = pcall(function()
     while place < count do
@@ -220,7 +221,7 @@ local function run_chunk(fn, items, first, count)
 end
 
 --- How long a chunk is to take, in seconds: long enough that sending it costs little beside.
-local CHUNK_TIME = 0.002
+local CHUNK_TIME = 0.001
 --- How many chunks each worker has waiting or running, at most.
 local AHEAD = 3
 
@@ -261,7 +262,8 @@ function future.map(pool, list, fn, options)
     end
   end
   local count = list.n or #list
-  local results = { n = count }
+  local results = new_table(count, 1)
+  results.n = count
   local next_item, done, in_flight = 1, 0, 0
   local size, failed = chunk or 1, nil
   local most = AHEAD * math.max(1, native.stat(id).concurrency)
@@ -274,7 +276,7 @@ function future.map(pool, list, fn, options)
     if not chunk then
       length = math.max(1, math.min(length, math.ceil((count - first + 1) / (most / AHEAD) / 2)))
     end
-    local items = {}
+    local items = new_table(length, 0)
     for place = 1, length do
       items[place] = list[first + place - 1]
     end
