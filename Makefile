@@ -139,6 +139,7 @@ check-rust: setup-check ## rustfmt, clippy, cargo-deny
 	$(say) 'rustfmt, clippy, cargo-deny'
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --no-default-features --test hostile -- -D warnings
 	cargo deny --locked check licenses bans sources
 
 check-lua: setup-check ## StyLua, luacheck, emmylua_check

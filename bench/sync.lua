@@ -1,4 +1,5 @@
---- Locks, channels and shared data: what they cost alone, and between workers beside a round trip of lua-luv and of cqueues.
+--- Locks, channels and shared data: what they cost alone, and between workers beside a round trip of lua-luv and of
+--- cqueues.
 ---
 --- `make bench-sync`. Ratios count; absolute figures depend on the machine and its other guests.
 
@@ -289,21 +290,21 @@ measure.table(ROUNDS, {
 local MAPPED = 100000
 
 --- So many turns of a loop take about a microsecond.
-local function spin(turns)
+local function spin(count)
   local x = 0
-  for i = 1, turns do
+  for i = 1, count do
     x = x + i % 7
   end
   return x
 end
 
 local function turns_for(microseconds)
-  local turns = 1e7
+  local many = 1e7
   return math.max(
     1,
     math.floor(microseconds * 1e-6 / (measure.each(1, function()
-      spin(turns)
-    end) / turns))
+      spin(many)
+    end) / many))
   )
 end
 

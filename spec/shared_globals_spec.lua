@@ -227,7 +227,12 @@ describe("with msys.globals,", function()
       },
       ["rawget of _G"] = { "x = 1 return rawget(_G, 'x'), rawget(_G, 'y')", "1 nil" },
       ["pairs of _G"] = {
-        "x1, x2 = 1, 2 local n = 0 for k in pairs(_G) do if k == 'x1' or k == 'x2' or k == 'print' then n = n + 1 end end return n",
+        [[x1, x2 = 1, 2
+          local n = 0
+          for k in pairs(_G) do
+            if k == 'x1' or k == 'x2' or k == 'print' then n = n + 1 end
+          end
+          return n]],
         "3",
       },
       ["_G as a table"] = { "_G.x = 1 local name = 'x' return _G[name], x", "1 1" },

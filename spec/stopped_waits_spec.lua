@@ -11,7 +11,8 @@ local POOL = "stopped waits"
 describe("a pool that is shut down with drop ends, at once and with kind shutdown, a job's", function()
   after_each(helper.clean)
 
-  --- Runs `job(waits, open)` in a pool, where it calls `waits:add()` and then waits for what never comes; shuts the pool down then.
+  --- Runs `job(waits, open)` in a pool, where it calls `waits:add()` and then waits for what never comes; shuts the
+  --- pool down then.
   local function outcome(job)
     local pool = msys.threadpool.create { name = POOL, concurrency = 1 }
     local waits = thread.counter()
@@ -134,17 +135,17 @@ describe("a pool that is shut down with drop ends, at once and with kind shutdow
 
   it("wait for a lock, which it does not get then", function()
     local pool = msys.threadpool.create { name = POOL, concurrency = 1 }
-    local lock, waits = thread.mutex(), thread.counter()
+    local lock, begun = thread.mutex(), thread.counter()
     msys.run(function()
       lock:lock()
       msys.spawn(function()
         msys.runInPool(pool, function()
-          waits:add()
+          begun:add()
           lock:lock()
         end)
       end)
       helper.eventually(function()
-        return waits:get() > 0
+        return begun:get() > 0
       end)
       pool:shutdown { drop = true }
       lock:unlock()

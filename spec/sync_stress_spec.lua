@@ -2,8 +2,8 @@
 -- nothing is left at the end.
 --
 -- A failure prints the seed of its program: `MSYS_SPEC_SEED=<seed> scripts/busted.sh spec/sync_stress_spec.lua` runs
--- that one again (threads take turns as they like, so perhaps more than once). `make stress` runs programs of a thousand
--- sessions for a minute: `MSYS_SPEC_SESSIONS=<n>`, `MSYS_SPEC_SECONDS=<n>`.
+-- that one again (threads take turns as they like, so perhaps more than once). `make stress` runs programs of a
+-- thousand sessions for a minute: `MSYS_SPEC_SESSIONS=<n>`, `MSYS_SPEC_SECONDS=<n>`.
 
 local helper = require "spec.helper"
 local describe, it, _, after_each, assert = helper.busted()
@@ -273,7 +273,10 @@ describe("sessions of the host and eight workers that lock, send, count and nest
   it("count exactly, and leave nothing", function()
     local first, started = FIRST or os.time() % 100000 * 1000, os.time()
     local seed, done = first, 0
-    while done == 0 or not FIRST and (SECONDS and os.time() - started < SECONDS or not SECONDS and done < PROGRAMS) do
+    while
+      done == 0
+      or not FIRST and (SECONDS and os.time() - started < SECONDS or not SECONDS and done < PROGRAMS)
+    do
       local ok, err = pcall(check, seed)
       seed, done = seed + 1, done + 1
       if not ok then
@@ -281,8 +284,6 @@ describe("sessions of the host and eight workers that lock, send, count and nest
         error(("MSYS_SPEC_SEED=%d: %s"):format(seed - 1, tostring(text)), 0)
       end
     end
-    if SECONDS then
-      print(("%d programs of %d sessions, from seed %d on"):format(done, SESSIONS, first))
-    end
+    if SECONDS then print(("%d programs of %d sessions, from seed %d on"):format(done, SESSIONS, first)) end
   end)
 end)

@@ -159,7 +159,8 @@ pub fn all() -> Vec<Arc<Pool>> {
     with_table(|table| Ok(table.pools.clone())).unwrap_or_default()
 }
 
-/// From now on, scripts' own globals are shared by all VMs: whether that can be, since no worker has globals of its own.
+/// From now on, scripts' own globals are shared by all VMs: whether that can be, since no worker has globals of its
+/// own.
 pub fn share_globals() -> bool {
     with_table(|table| {
         table.shares_globals |= table.pools.iter().all(|pool| !pool.has_started());

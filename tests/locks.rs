@@ -301,7 +301,7 @@ fn a_condition_hands_its_mutex_over() {
             }
         }
         // A consumer may have begun to wait after that look.
-        while order.within(|waits| condition.signal(waits)).map(|wake| ring(wake)).is_some() {}
+        while order.within(|waits| condition.signal(waits)).map(ring).is_some() {}
     });
     assert_eq!(taken.0.into_inner(), ITEMS);
 }

@@ -1,6 +1,6 @@
-//! loom models of mutex, condition and channel, and of waits that are given up: every interleaving of a few threads, each
-//! of which does what a session does, within a bound on preemptions. A lost wake-up shows as a deadlock, two owners as
-//! a race for the cell that the lock guards.
+//! loom models of mutex, condition and channel, and of waits that are given up: every interleaving of a few threads,
+//! each of which does what a session does, within a bound on preemptions. A lost wake-up shows as a deadlock, two
+//! owners as a race for the cell that the lock guards.
 //!
 //! `make test-loom`.
 #![cfg(loom)]

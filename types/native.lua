@@ -6,6 +6,9 @@
 ---@field is_worker boolean
 ---@field max_pumps integer
 ---@field pool_metatable table
+---@field block lightuserdata  what stands for this VM in calls of the API's functions
+---@field api lightuserdata  those functions: see `msys.handles`
+---@field metatables table<string, table>  of the handles, by their types' names
 local native = {}
 
 --- Sends a job; gives its id (or the message's size, with the flag that asks for that), or nil, a reason ("unknown",
@@ -14,6 +17,7 @@ local native = {}
 ---@param mode 0|1|2
 ---@param ticket integer
 ---@param slot? integer
+---@param session? integer  the submitting session's number, or 0
 ---@param name? string
 ---@param flags integer
 ---@param closure function
@@ -23,14 +27,15 @@ local native = {}
 ---@return string? reason
 ---@return any value
 ---@return string? why
-function native.submit(pool, mode, ticket, slot, name, flags, closure, completion, ...) end
+function native.submit(pool, mode, ticket, slot, session, name, flags, closure, completion, ...) end
 
 --- The next event: a kind and what belongs to it.
 ---@param block boolean
 ---@param deep? boolean  take no new job, but one that is waited for
+---@param ticket? integer  of the pump that calls, which may take a job that its own waits for
 ---@return integer kind
 ---@return any ...
-function native.next(block, deep) end
+function native.next(block, deep, ticket) end
 
 --- A job's closure, completion and arguments; or the name of a module to load first.
 ---@param slot integer
@@ -228,5 +233,276 @@ function native.await_end(id, ticket) end
 ---@param given any
 ---@return any
 function native.handle(given) end
+
+--- Ends a job whose outcome cannot be sent in any other way; allocates nothing in Lua.
+---@param slot integer
+---@param kind string
+---@param text string
+function native.fail(slot, kind, text) end
+
+--- Takes away the debug hook of a worker's job, which has failed; a host's hook is its own.
+function native.unhook() end
+
+---@param ticket integer  whose timer is of no use any more
+function native.end_timer(ticket) end
+
+---@return number seconds  of a clock that only goes forward
+function native.clock() end
+
+--- A number for the session that has this name in messages.
+---@param name string
+---@return integer session
+function native.new_session(name) end
+
+---@param session integer
+---@return string[]? left  the names of the locks that it still had
+function native.end_session(session) end
+
+---@param kind integer
+---@return thread.Mutex
+function native.mutex(kind) end
+
+---@param name string
+---@return thread.Mutex
+function native.named_mutex(name) end
+
+---@return thread.RwLock
+function native.rwlock() end
+
+---@param mutex thread.Mutex
+---@return thread.Condition
+function native.condition(mutex) end
+
+---@param condition thread.Condition
+---@return thread.Mutex
+function native.condition_mutex(condition) end
+
+---@param lock any
+---@param session integer
+---@param write boolean
+---@return integer outcome
+function native.try_lock(lock, session, write) end
+
+--- Begins to wait, unless the lock is to be had by now; nil and why if that wait would never end.
+---@param lock any
+---@param session integer
+---@param write boolean
+---@param ticket integer
+---@param timed boolean
+---@param place string
+---@param slot? integer
+---@param below? integer[]  of `scheduler.below`
+---@return integer? outcome
+---@return string? text
+function native.await_lock(lock, session, write, ticket, timed, place, slot, below) end
+
+---@param lock any
+---@param session integer
+---@param ticket integer
+---@param expired boolean
+---@return integer outcome
+function native.settle_lock(lock, session, ticket, expired) end
+
+---@param lock any
+---@param session integer
+---@return boolean? unlocked
+---@return string? text  whose it is
+function native.unlock(lock, session) end
+
+---@param condition thread.Condition
+---@param session integer
+---@param ticket integer
+---@param place string
+---@param slot? integer
+---@param below? integer[]
+---@return boolean? waits
+---@return string? text
+function native.await_condition(condition, session, ticket, place, slot, below) end
+
+---@param condition thread.Condition
+---@param session integer
+---@param ticket integer
+---@param expired boolean
+---@return integer outcome
+---@return integer depth  how deep the mutex was locked, if the wait ended without it
+---@return boolean signalled
+function native.settle_condition(condition, session, ticket, expired) end
+
+---@param mutex thread.Mutex
+---@param session integer
+---@param depth integer
+function native.relock(mutex, session, depth) end
+
+---@param condition thread.Condition
+---@param all boolean
+---@return integer count
+function native.signal(condition, all) end
+
+---@param lock any
+---@return string name
+---@return string held
+function native.describe_lock(lock) end
+
+--- A session waits no longer; for a channel, how that ended.
+---@param ticket integer
+---@param gone boolean  it is not going to try
+---@return integer left
+function native.leave(ticket, gone) end
+
+---@param capacity? integer
+---@return thread.Channel
+function native.channel(capacity) end
+
+--- 1 if it is sent, -1 if the channel is closed, 0 if there is no room: then the session waits, if the ticket is not 0.
+---@param channel thread.Channel
+---@param scanned boolean
+---@param ticket integer
+---@param value any
+---@return integer? sent
+---@return string? reason
+---@return any value
+---@return string? why
+function native.channel_send(channel, scanned, ticket, value) end
+
+---@param channel thread.Channel
+---@return integer received  1, 0 or -1 as of `channel_send`
+---@return any value
+function native.channel_receive(channel) end
+
+---@param channel thread.Channel
+---@param ticket integer
+---@return boolean waits  if not, it is to try again
+function native.channel_wait(channel, ticket) end
+
+---@param channel thread.Channel
+---@return boolean was_open
+function native.channel_close(channel) end
+
+---@param channel thread.Channel
+---@return integer count
+---@return integer? capacity
+---@return boolean closed
+function native.channel_len(channel) end
+
+---@return integer count  of objects in the process that have handles; for tests
+function native.alive() end
+
+---@param value number
+---@return thread.Counter?
+function native.counter(value) end
+
+---@return table
+function native.shared() end
+
+--- One of the process's own: 1 for `msys.shareSet`, 2 for the globals.
+---@param number integer
+---@return table
+function native.process_table(number) end
+
+--- Shares scripts' own globals from now on, unless a worker was started before.
+---@return boolean shared
+function native.share_globals() end
+
+---@return boolean
+function native.shares_globals() end
+
+---@param tbl table
+---@param key any
+---@return any
+function native.shared_get(tbl, key) end
+
+--- The value; with a number if each VM has it for itself, and then without the value if that number is the known one.
+---@param tbl table
+---@param key any
+---@param known integer
+---@return any value
+---@return integer? number
+function native.shared_peek(tbl, key, known) end
+
+---@param tbl table
+---@param key any
+---@return integer number
+function native.shared_private(tbl, key) end
+
+---@param tbl table
+---@param scanned boolean
+---@param key any
+---@param value any
+---@return boolean? set
+---@return any reason  or the value's number, if each VM has it for itself
+---@return any value
+---@return string? why
+function native.shared_set(tbl, scanned, key, value) end
+
+--- Removes a value, and gives it.
+---@param tbl table
+---@param key any
+---@return any
+function native.shared_take(tbl, key) end
+
+---@param tbl table
+---@param key any
+---@return integer version
+---@return any value
+function native.shared_version(tbl, key) end
+
+---@param tbl table
+---@param scanned boolean
+---@param version integer
+---@param key any
+---@param value any
+---@return boolean? swapped
+---@return string? reason
+---@return any value
+---@return string? why
+function native.shared_swap(tbl, scanned, version, key, value) end
+
+---@param tbl table
+---@return integer
+function native.shared_len(tbl) end
+
+---@param tbl table
+---@return any[]
+function native.shared_keys(tbl) end
+
+---@param ctype string
+---@param count integer
+---@param size integer
+---@return any? view
+function native.buffer(ctype, count, size) end
+
+---@param handle any
+---@return lightuserdata memory
+---@return string ctype
+---@return integer count
+function native.buffer_memory(handle) end
+
+---@param view fun(handle: any): any
+function native.set_buffer_view(view) end
+
+---@param text string
+---@param pool string
+---@return msys.Future
+function native.failed_future(text, pool) end
+
+---@param ticket integer
+---@param ... msys.Future
+---@return boolean waits
+function native.future_wait(ticket, ...) end
+
+---@param fut msys.Future
+---@return boolean? ok
+---@return any ...
+function native.future_outcome(fut) end
+
+---@param fut msys.Future
+---@return "queued"|"running"|"done"|"failed" status
+---@return boolean observed
+function native.future_status(fut) end
+
+---@param fut msys.Future
+---@param text string
+---@return boolean cancelled
+function native.future_cancel(fut, text) end
 
 return native

@@ -9,6 +9,7 @@ local getmetatable, type = getmetatable, type
 local api = handles.api
 
 -- A number received by compiled code. Nothing is done between that and taking it out.
+---@type any
 local number = ffi.new "double[1]"
 
 -- What becomes of sending and receiving, as in src/host/shared.rs.
@@ -139,7 +140,10 @@ end
 ---@param capacity? integer  how many values it holds: no bound by default; with 0, a sender waits for a receiver
 ---@return thread.Channel
 function channels.new(capacity)
-  if capacity ~= nil and (type(capacity) ~= "number" or not (capacity >= 0) or capacity % 1 ~= 0) then
+  if
+    capacity ~= nil
+    and (type(capacity) ~= "number" or capacity ~= capacity or capacity < 0 or capacity % 1 ~= 0)
+  then
     local given = type(capacity) == "number" and tostring(capacity) or type(capacity)
     error("thread.channel: capacity must be a whole number from 0, got " .. given, 2)
   end

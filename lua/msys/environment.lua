@@ -15,6 +15,8 @@ local environment = {}
 --- For `native.submit` and `native.pack`: whether globals come along (see src/host/jobs.rs).
 local NO_CAPTURE = 4
 environment.flags = 0
+---@type boolean
+environment.all_shared = false
 
 --- Turns it off or on that globals which a job's functions name come along; gives what it was.
 ---@param on? boolean  nil: as it is

@@ -109,8 +109,9 @@ local function made_or_raise(text, fut)
   return fut
 end
 
---- Sends a job, and gives a future of its outcome. The function gets copies of the arguments, and works on its own copies of what it
---- has captured.
+--- Sends a job, and gives a future of its outcome. The function gets copies of the arguments, and works on its own
+--- copies of what it has captured.
+---@async
 ---@param pool string|integer|msys.Pool
 ---@param fn function
 ---@param ... any  arguments
@@ -133,8 +134,8 @@ local function check_list(list, method)
   end
 end
 
---- Waits for all of the futures: gives true and a list of their first results, or, as soon as one has failed, false, its error, its
---- info, and its place in the list.
+--- Waits for all of the futures: gives true and a list of their first results, or, as soon as one has failed, false,
+--- its error, its info, and its place in the list.
 ---@async
 ---@param futures msys.Future[]
 ---@return boolean ok
@@ -142,13 +143,14 @@ end
 function future.all(futures)
   check_list(futures, "msys.all")
   local results, left, count = { n = #futures }, {}, #futures
+  ---@cast left integer[]
   for place = 1, count do
     left[place] = place
   end
   while count > 0 do
     local waiting = {}
     for place = 1, count do
-      local index = left[place]
+      local index = left[place] --[[@as integer]]
       local outcome = outcome_of(futures[index])
       if not outcome then
         waiting[#waiting + 1] = index
@@ -163,7 +165,9 @@ function future.all(futures)
       -- As many at a time as a call passes.
       local list = {}
       for place = 1, math.min(count, 1000) do
-        list[place] = futures[left[place]]
+        list[place] = futures[
+          left[place] --[[@as integer]]
+        ]
       end
       await_any(list, 1, #list)
     end
@@ -171,8 +175,8 @@ function future.all(futures)
   return true, results
 end
 
---- Waits until one of the futures has results: gives true, its place in the list, and those. If all fail: false, the error and info
---- of the last, and its place.
+--- Waits until one of the futures has results: gives true, its place in the list, and those. If all fail: false, the
+--- error and info of the last, and its place.
 ---@async
 ---@param futures msys.Future[]
 ---@return boolean ok
@@ -205,7 +209,8 @@ function future.any(futures)
   end
 end
 
---- What the job of a chunk does; gives whether all went well, the results or the error, how far it came, and how long it took.
+--- What the job of a chunk does; gives whether all went well, the results or the error, how far it came, and how long
+--- it took.
 local function run_chunk(fn, items, first, count)
   local clock = require("msys.scheduler").now
   local started = clock()
@@ -229,8 +234,33 @@ local AHEAD = 3
 ---@field chunk? integer  items for each job; found out by measuring, by default
 ---@field progress? fun(done: integer, count: integer)  called as chunks come back
 
---- Maps a list by many jobs: gives the results of `fn(item, index)` in the order of the list, as `results.n` of them. Raises the first
---- error, by its index in the list, with that index. Chunks are sized so that each takes some milliseconds.
+--- The options, checked; raises at the caller's caller's line.
+---@param options? msys.MapOptions
+---@return integer? chunk
+---@return function? progress
+local function check_map_options(options)
+  if options == nil then return nil end
+  if type(options) ~= "table" then error("msys.map: options must be a table, got " .. type(options), 3) end
+  for key in
+    pairs(options --[[@as table<any, any>]])
+  do
+    if key ~= "chunk" and key ~= "progress" then
+      error(("msys.map: unknown option '%s', expected chunk or progress"):format(tostring(key)), 3)
+    end
+  end
+  local chunk, progress = options.chunk, options.progress
+  if chunk ~= nil and (type(chunk) ~= "number" or chunk < 1 or chunk % 1 ~= 0) then
+    error("msys.map: chunk must be a whole number from 1, got " .. tostring(chunk), 3)
+  end
+  if progress ~= nil and type(progress) ~= "function" then
+    error("msys.map: progress must be a function, got " .. type(progress), 3)
+  end
+  return chunk, progress
+end
+
+--- Maps a list by many jobs: gives the results of `fn(item, index)` in the order of the list, as `results.n` of them.
+--- Raises the first error, by its index in the list, with that index. Chunks are sized so that each takes some
+--- milliseconds.
 ---@async
 ---@param pool string|integer|msys.Pool
 ---@param list table
@@ -242,41 +272,26 @@ function future.map(pool, list, fn, options)
   if not id then error("msys.map: " .. threadpool.unknown(pool), 2) end
   if type(list) ~= "table" then error("msys.map: list must be a table, got " .. type(list), 2) end
   if type(fn) ~= "function" then error("msys.map: fn must be a Lua function, got " .. type(fn), 2) end
-  if options ~= nil and type(options) ~= "table" then
-    error("msys.map: options must be a table, got " .. type(options), 2)
-  end
-  local chunk, progress
-  for key, value in pairs(options or {}) do
-    if key == "chunk" then
-      if type(value) ~= "number" or not (value >= 1) or value % 1 ~= 0 then
-        error("msys.map: chunk must be a whole number from 1, got " .. tostring(value), 2)
-      end
-      chunk = value
-    elseif key == "progress" then
-      if type(value) ~= "function" then
-        error("msys.map: progress must be a function, got " .. type(value), 2)
-      end
-      progress = value
-    else
-      error(("msys.map: unknown option '%s', expected chunk or progress"):format(tostring(key)), 2)
-    end
-  end
+  local chunk, progress = check_map_options(options)
   local count = list.n or #list
   local results = new_table(count, 1)
   results.n = count
+  ---@type integer, integer, integer
   local next_item, done, in_flight = 1, 0, 0
   local size, failed = chunk or 1, nil
-  local most = AHEAD * math.max(1, native.stat(id).concurrency)
+  local most = AHEAD * math.max(1, (native.stat(id) or { concurrency = 1 }).concurrency)
+  ---@type msys.Future[], integer[], integer[]
   local futures, starts, sizes = {}, {}, {}
 
+  ---@async
   local function send()
     local first = next_item
-    local length = math.min(size, count - first + 1)
+    local length = math.min(size, count - first + 1) --[[@as integer]]
     -- The last chunks are small, so that all workers end together.
     if not chunk then
       length = math.max(1, math.min(length, math.ceil((count - first + 1) / (most / AHEAD) / 2)))
     end
-    local items = new_table(length, 0)
+    local items = new_table(length --[[@as integer]], 0)
     for place = 1, length do
       items[place] = list[first + place - 1]
     end
@@ -288,7 +303,9 @@ function future.map(pool, list, fn, options)
 
   --- Takes in the outcome of the chunk at `place`.
   local function take(place, outcome)
-    local first, length = starts[place], sizes[place]
+    local first, length =
+      starts[place], --[[@as integer]]
+      sizes[place] --[[@as integer]]
     futures[place], starts[place], sizes[place] = futures[in_flight], starts[in_flight], sizes[in_flight]
     futures[in_flight] = nil
     in_flight = in_flight - 1
@@ -301,8 +318,9 @@ function future.map(pool, list, fn, options)
       if not failed or index < failed.index then failed = { index = index, err = values } end
       return
     end
+    local behind = first --[[@as integer]] - 1
     for item = 1, length do
-      results[first + item - 1] = values[item]
+      results[behind + item] = values[item]
     end
     done = done + length
     if not chunk then

@@ -1,16 +1,16 @@
---- For scripts of one Lua universe with many threads: `msys`, `thread`, `_TLS` and `_OSTLS` as globals, and the script's own global
---- variables shared between all VMs of the process.
+--- For scripts of one Lua universe with many threads: `msys`, `thread`, `_TLS` and `_OSTLS` as globals, and the
+--- script's own global variables shared between all VMs of the process.
 ---
 ---     luajit -lmsys.globals script.lua
 ---
---- Numbers, strings and booleans are seen by all VMs as they are assigned; a plain table becomes a shared one (see `thread.shared`),
---- which the library functions here take as they take tables; a function goes by its code, with copies of what it has captured;
---- other sendable values are copied. What cannot be sent is seen by the VM alone that has assigned it.
+--- Numbers, strings and booleans are seen by all VMs as they are assigned; a plain table becomes a shared one (see
+--- `thread.shared`), which the library functions here take as they take tables; a function goes by its code, with
+--- copies of what it has captured; other sendable values are copied. What cannot be sent is seen by the VM alone that
+--- has assigned it.
 
 ---@type msys
 local msys = require "msys"
 local environment = require "msys.environment"
-local handles = require "msys.handles"
 local names = require "msys.names"
 local native = require "msys.native"
 local scheduler = require "msys.scheduler"
@@ -33,6 +33,7 @@ local peek = native.shared_peek
 local store = native.process_table(2)
 
 --- What this VM has of the values that each VM has for itself, and under which number.
+---@type table<any, any>, table<any, integer?>
 local kept, number_of = {}, {}
 
 local meta = { __metatable = "msys.globals" }
@@ -163,8 +164,8 @@ end
 --- Metatables made of shared tables, by them.
 local metatables = setmetatable({}, { __mode = "k" })
 
---- A shared table as the metatable of a plain one has copies of its metamethods as they are now; its `__index` is most often the
---- shared table itself, so what is added to that later is seen.
+--- A shared table as the metatable of a plain one has copies of its metamethods as they are now; its `__index` is most
+--- often the shared table itself, so what is added to that later is seen.
 function wrapped._G.setmetatable(tbl, of, ...)
   if not shared.is_shared(of) then
     if shared.is_shared(tbl) then error("setmetatable: a shared table cannot have a metatable", 2) end
@@ -217,9 +218,10 @@ end
 
 function wrapped.table.maxn(tbl)
   if not shared.is_shared(tbl) then return maxn(tbl) end
+  ---@type number
   local most = 0
   for _, key in ipairs(native.shared_keys(tbl)) do
-    if type(key) == "number" and key > most then most = key end
+    if type(key) == "number" then most = math.max(most, key) end
   end
   return most
 end

@@ -1,6 +1,7 @@
 --- What all handles have in common: the functions behind them that compiled code calls, their metatables, and waits.
 ---
---- The objects are Rust's (`src/handles`), a handle is a userdata, one for each object in each VM (`src/host/objects.rs`).
+--- The objects are Rust's (`src/handles`), a handle is a userdata, one for each object in each VM
+--- (`src/host/objects.rs`).
 --- `getmetatable` of one gives its type's name, which the methods check.
 
 local ffi = require "ffi"
@@ -25,8 +26,18 @@ ffi.cdef [[
   } msys_native_api;
 ]]
 
+---@class msys.native.Api
+---@field lock fun(vm: any, mutex: any, session: number): integer
+---@field unlock fun(vm: any, mutex: any, session: number): integer
+---@field add fun(counter: any, value: number): number
+---@field get fun(counter: any): number
+---@field set fun(counter: any, value: number): number
+---@field cas fun(counter: any, expected: number, new: number): integer
+---@field send fun(channel: any, value: number): integer
+---@field receive fun(channel: any, value: any): integer
+
 --- The functions: none raises, and none calls Lua, so compiled code calls them as C does.
-handles.api = ffi.cast("const msys_native_api *", native.api)
+handles.api = ffi.cast("const msys_native_api *", native.api) --[[@as msys.native.Api]]
 --- What stands for this VM there.
 handles.vm = ffi.cast("const void *", native.block)
 
@@ -50,7 +61,9 @@ end
 ---@param handle any
 ---@return string
 function handles.address(handle)
-  return ("0x%x"):format(tonumber(ffi.cast("uintptr_t *", handle)[0]) --[[@as integer]])
+  ---@type any
+  local object = ffi.cast("uintptr_t *", handle)
+  return ("0x%x"):format(tonumber(object[0]) --[[@as integer]])
 end
 
 --- What is wrong with a value that cannot be kept outside of its VM.
@@ -107,7 +120,8 @@ function handles.await(ticket, timeout, settle)
   end
 end
 
---- Waits once for what was asked for under `ticket`; gives whether the time was over first, and how the wait for a channel ended.
+--- Waits once for what was asked for under `ticket`; gives whether the time was over first, and how the wait for a
+--- channel ended.
 ---@async
 ---@param ticket integer
 ---@param timeout? number

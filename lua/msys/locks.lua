@@ -1,6 +1,8 @@
---- `thread.mutex`, `thread.rwlock`, `thread.condition`, and locks by name. Owners are sessions; whoever waits is suspended.
+--- `thread.mutex`, `thread.rwlock`, `thread.condition`, and locks by name. Owners are sessions; whoever waits is
+--- suspended.
 ---
---- A mutex that nobody waits for is locked and unlocked by one exchange (`handles.api`), which compiled code calls. The rest is
+--- A mutex that nobody waits for is locked and unlocked by one exchange (`handles.api`), which compiled code calls. The
+--- rest is
 --- `src/host/locks.rs`.
 
 local handles = require "msys.handles"
@@ -51,8 +53,8 @@ local function wait_for(lock, session, write, timeout, method, level)
     return true
   end
   local settled = handles.await(ticket, timeout, function(expired)
-    local settled = native.settle_lock(lock, session, ticket, expired)
-    return settled ~= NO and settled or nil
+    local outcome = native.settle_lock(lock, session, ticket, expired)
+    return outcome ~= NO and outcome or nil
   end)
   if settled == EXPIRED then return false, "timeout" end
   return true
@@ -188,11 +190,11 @@ function Condition:wait(timeout)
   local waits, text =
     native.await_condition(self, session, ticket, place(), scheduler.slot(), scheduler.below())
   if not waits then error("thread.condition:wait: this session does not have the mutex: " .. text, 2) end
-  local depth, signalled
+  local left = {}
   local settled = handles.await(ticket, timeout, function(expired)
-    local settled
-    settled, depth, signalled = native.settle_condition(self, session, ticket, expired)
-    return settled ~= NO and settled or nil
+    local outcome, depth, signalled = native.settle_condition(self, session, ticket, expired)
+    left.depth, left.signalled = depth, signalled
+    return outcome ~= NO and outcome or nil
   end)
   if settled ~= EXPIRED then return true end
   -- It does not have the mutex: the time is over, or waiting for it would never end, which this raises.
@@ -200,8 +202,8 @@ function Condition:wait(timeout)
   if native.try_lock(mutex, session, true) ~= YES then
     wait_for(mutex, session, true, nil, "thread.condition:wait", 3)
   end
-  if depth > 0 then native.relock(mutex, session, depth) end
-  if signalled then return true end
+  if left.depth > 0 then native.relock(mutex, session, left.depth) end
+  if left.signalled then return true end
   return false, "timeout"
 end
 

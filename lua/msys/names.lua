@@ -89,7 +89,7 @@ local function is_findable(name)
     findable[name] = searchpath(name, package.path) ~= nil
       or searchpath(name, package.cpath) ~= nil
       -- A submodule of a C library is opened by the library of its first part.
-      or searchpath(match(name, "^[^.]+"), package.cpath) ~= nil
+      or searchpath(match(name, "^[^.]+") or name, package.cpath) ~= nil
   end
   return findable[name]
 end

@@ -7,8 +7,9 @@ local native = require "msys.native"
 jit.off(true, true)
 
 -- As in msys.names.
-local getfenv_of, getinfo, getmetatable_of, getupvalue =
-  debug.getfenv, debug.getinfo, debug.getmetatable, debug.getupvalue
+local getinfo, getmetatable_of, getupvalue = debug.getinfo, debug.getmetatable, debug.getupvalue
+---@diagnostic disable-next-line: access-invisible -- LuaJIT has it
+local getfenv_of = debug.getfenv
 local concat, remove, sort = table.concat, table.remove, table.sort
 local file_type = io.type
 

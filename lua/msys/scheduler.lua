@@ -51,7 +51,9 @@ local POLL_MOST = 1000
 local current
 --- The code outside of sessions, as one that has locks.
 ---@type msys.Session
-local main = { co = co_running() }
+local main = {
+  co = co_running() --[[@as thread]],
+}
 --- The number of the session that runs, for compiled code; 0 if it has none yet.
 local owner = { session = 0 }
 scheduler.owner = owner
@@ -252,7 +254,7 @@ end
 ---@param session msys.Session
 local function release_locks(session)
   local name = name_of(session)
-  local left = native.end_session(session.number)
+  local left = native.end_session(session.number --[[@as integer]])
   session.number = nil
   owner.session = (current or main).number or 0
   for _, lock in ipairs(left or {}) do
@@ -343,8 +345,8 @@ function scheduler.start(run, ...)
   return resume(take_session(), run, ...)
 end
 
---- Notes an error that a session let through: whether that is Ctrl-C, which is meant for the program, so that its exit waits for
---- nothing.
+--- Notes an error that a session let through: whether that is Ctrl-C, which is meant for the program, so that its exit
+--- waits for nothing.
 ---@param err any
 ---@return boolean
 function scheduler.note_interrupt(err)
@@ -620,14 +622,14 @@ local function can_suspend()
 end
 scheduler.can_suspend = can_suspend
 
---- The sessions that cannot go on before a wait of the running code's has ended, as it would be on top of theirs: for each,
---- its number or 0, and its slot or -1.
+--- The sessions that cannot go on before a wait of the running code's has ended, as it would be on top of theirs: for
+--- each, its number or 0, and its slot or -1.
 ---@return integer[]?
 function scheduler.below()
   if next(in_pump) == nil or can_suspend() then return nil end
-  local below, running = {}, current or main
+  local below, own = {}, current or main
   for session in pairs(in_pump) do
-    if session ~= running then
+    if session ~= own then
       below[#below + 1] = session.number or 0
       below[#below + 1] = session.slot or -1
     end
@@ -664,12 +666,12 @@ local function deep_pump(ticket)
 end
 
 --- Raises at the end of a wait that was ended, or gives what has come.
-local function woken(first, ...)
-  if first == STOPPED then
-    local session = current or main
-    error(session.stop.text, 0)
+local function woken(value, ...)
+  if value == STOPPED then
+    local stopped = (current or main).stop --[[@as { text: string }]]
+    error(stopped.text, 0)
   end
-  return first, ...
+  return value, ...
 end
 
 --- Waits for the values of `ticket`; its session is suspended, or if that cannot be, the loop is run from here.

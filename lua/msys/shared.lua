@@ -100,7 +100,8 @@ local function is_plain(value)
   return type(value) == "table" and getmetatable(value) == nil and not names.has(value)
 end
 
---- A plain table as a shared one, with all that it has. One table in it becomes one; nothing recurses, however deep it is.
+--- A plain table as a shared one, with all that it has. One table in it becomes one; nothing recurses, however deep it
+--- is.
 ---@param root table
 ---@param roots { name: string, value: any }[]  how messages call what was given
 ---@return table? shared
@@ -139,17 +140,19 @@ local function roots_of(name, value)
   return { { name = name, value = value } }
 end
 
---- Sets a value of a shared table, if it can be: true, and its number if it is one that each VM has for itself; or nil, and why not.
+--- Sets a value of a shared table, if it can be: true, and its number if it is one that each VM has for itself; or nil,
+--- and why not.
 function shared.try_set(tbl, key, value)
-  local given, text = value, nil
+  local stored = value
   if is_plain(value) then
-    value, text = sharing(value, roots_of(("the value of key %s"):format(tostring(key)), given))
-    if text then return nil, text end
+    local new, text = sharing(value, roots_of(("the value of key %s"):format(tostring(key)), value))
+    if not new then return nil, text end
+    stored = new
   end
-  local done, reason, refused, why = handles.scanning(native.shared_set, tbl, key, value)
+  local done, reason, refused, why = handles.scanning(native.shared_set, tbl, key, stored)
   if done then return true, reason end
   return nil,
-    handles.unsendable(roots_of(("the value of key %s"):format(tostring(key)), given), reason, refused, why)
+    handles.unsendable(roots_of(("the value of key %s"):format(tostring(key)), value), reason, refused, why)
 end
 
 --- Sets a value of a shared table; raises `method: why` at `level`.
@@ -163,17 +166,18 @@ end
 
 --- Sets a value, if it has this version still: whether it had, and what it is then. Raises `method: why` at `level`.
 function shared.swap(tbl, key, value, version, method, level)
-  local given, text = value, nil
+  local stored = value
   if is_plain(value) then
-    value, text = sharing(value, roots_of("the new value", given))
+    local new, text = sharing(value, roots_of("the new value", value))
+    if not new then error(("%s: %s"):format(method, text), level + 1) end
+    stored = new
   end
-  if text then error(("%s: %s"):format(method, text), level + 1) end
-  local done, reason, refused, why = handles.scanning(native.shared_swap, tbl, version, key, value)
+  local done, reason, refused, why = handles.scanning(native.shared_swap, tbl, version, key, stored)
   if done == nil then
-    text = handles.unsendable(roots_of("the new value", given), reason, refused, why)
+    local text = handles.unsendable(roots_of("the new value", value), reason, refused, why)
     error(("%s: %s"):format(method, text), level + 1)
   end
-  return done, value
+  return done, stored
 end
 
 --- Adds a value at the end of the list in a shared table.
@@ -200,8 +204,8 @@ function shared.is_shared(tbl)
   return getmetatable(tbl) == "thread.shared"
 end
 
---- Goes through a shared table: `for key, value in thread.pairs(t)`; through any other as `pairs` does. The keys are those that there
---- are when it begins; one that is gone when its turn comes is passed over.
+--- Goes through a shared table: `for key, value in thread.pairs(t)`; through any other as `pairs` does. The keys are
+--- those that there are when it begins; one that is gone when its turn comes is passed over.
 ---@param tbl any
 function shared.pairs(tbl)
   if not shared.is_shared(tbl) then return pairs(tbl) end
@@ -232,7 +236,8 @@ end
 
 meta.__pairs, meta.__ipairs = shared.pairs, shared.ipairs
 
---- Makes the plain `pairs` and `ipairs` go through shared tables, where globals are ours to change. A LuaJIT with the extensions of Lua
+--- Makes the plain `pairs` and `ipairs` go through shared tables, where globals are ours to change. A LuaJIT with the
+--- extensions of Lua
 --- 5.2 does so by itself.
 function shared.install_iteration()
   if not pcall(pairs, setmetatable({}, { __pairs = error })) then return end
@@ -259,7 +264,8 @@ function shared.shared(tbl)
   return new
 end
 
---- Changes one value of a shared table as one step: `fn` is given what it is, and gives what it is to be. If somebody else was faster,
+--- Changes one value of a shared table as one step: `fn` is given what it is, and gives what it is to be. If somebody
+--- else was faster,
 --- `fn` is called again with what it is then, so it should do nothing else.
 ---@param tbl table
 ---@param key any
@@ -287,6 +293,7 @@ cdata.handles = handle_of
 
 local function view(handle)
   local key = handles.address(handle)
+  ---@type any
   local seen = view_of[key]
   if seen and handle_of[seen] == handle then return seen end
   local memory, ctype = native.buffer_memory(handle)
@@ -304,14 +311,15 @@ end
 
 native.set_buffer_view(view)
 
---- Memory that all VMs see, as a pointer to its first item: never copied, and guarded by nothing but what the script does. Places
---- are from 0, and not checked, as with any FFI pointer. It is freed when no VM has it, so keep what this gives.
+--- Memory that all VMs see, as a pointer to its first item: never copied, and guarded by nothing but what the script
+--- does. Places are from 0, and not checked, as with any FFI pointer. It is freed when no VM has it, so keep what this
+--- gives.
 ---@param ctype string  numbers, or a struct that each VM declares; without pointers in it
 ---@param count integer
 ---@return ffi.cdata*
 function shared.buffer(ctype, count)
   if type(ctype) ~= "string" then error("thread.buffer: ctype must be a string, got " .. type(ctype), 2) end
-  if type(count) ~= "number" or not (count >= 1) or count % 1 ~= 0 then
+  if type(count) ~= "number" or count ~= count or count < 1 or count % 1 ~= 0 then
     local given = type(count) == "number" and tostring(count) or type(count)
     error("thread.buffer: n must be a whole number from 1, got " .. given, 2)
   end

@@ -111,7 +111,8 @@ end
 local function finish(flags, slot, ok, ...)
   local sent, reason, value, why = native_finish(slot, flags, ok, ...)
   if sent then
-    current().slot = nil
+    local session = current() --[[@as msys.Session]]
+    session.slot = nil
     -- The memory's limit was met.
     if reason then collect_garbage() end
     return
@@ -257,9 +258,9 @@ local function install_require()
   local load = require
   local function back(env, name, ok, ...)
     if env ~= globals then setfenv(0, env) end
-    local tickets = loading[name].tickets
+    local load_of = loading[name] --[[@as { tickets: integer[] }]]
     loading[name] = nil
-    for _, ticket in ipairs(tickets) do
+    for _, ticket in ipairs(load_of.tickets) do
       native.timer(0, ticket)
     end
     -- As it was raised: the place is in the message.

@@ -47,7 +47,8 @@ struct Collector<'a> {
     /// The keys seen so far are pushed, not made known: a second reading of the same bytes.
     again: bool,
     changes: c_int,
-    /// What is being read is inside a packed value, and seen by nobody else: what unpacking has made of it is no change.
+    /// What is being read is inside a packed value, and seen by nobody else: what unpacking has made of it is no
+    /// change.
     muted: bool,
     /// What was sent is asked for, not what has changed of it.
     roots: bool,

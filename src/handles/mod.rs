@@ -96,8 +96,10 @@ impl Wake for Knock {
     }
 }
 
+type Named = FxHashMap<Box<[u8]>, Weak<Mutex>>;
+
 /// The mutexes that have a name, as long as anybody has them.
-static NAMED: sync::Mutex<Option<FxHashMap<Box<[u8]>, Weak<Mutex>>>> = sync::Mutex::new(None);
+static NAMED: sync::Mutex<Option<Named>> = sync::Mutex::new(None);
 
 /// The process's mutex of this name.
 pub fn named_mutex(name: &[u8]) -> Arc<Mutex> {

@@ -15,8 +15,8 @@ thread_local! {
     static DEAD: RefCell<Option<Vec<Stored>>> = const { RefCell::new(None) };
 }
 
-/// Drops values, which may be the last to hold others of their kind, one after the other: a chain of a million tables must
-/// not take a million frames.
+/// Drops values, which may be the last to hold others of their kind, one after the other: a chain of a million tables
+/// must not take a million frames.
 pub fn bury(values: impl Iterator<Item = Stored>) {
     let deep = values.filter(|value| matches!(value, Stored::Object(_) | Stored::Packed(_)));
     let outermost = DEAD.try_with(|dead| {

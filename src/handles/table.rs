@@ -1,8 +1,8 @@
 //! A table that all VMs see: keys are strings, numbers and booleans, values are [`Stored`].
 //!
-//! A lock for readers and writers around maps; nothing is done under it but to look up, to set and to copy a value, none of
-//! which calls Lua. Each value has a version, so that one that was read, changed by a function and written back is
-//! known not to have been set meanwhile (`thread.update`).
+//! A lock for readers and writers around maps; nothing is done under it but to look up, to set and to copy a value,
+//! none of which calls Lua. Each value has a version, so that one that was read, changed by a function and written back
+//! is known not to have been set meanwhile (`thread.update`).
 
 use rustc_hash::FxHashMap;
 

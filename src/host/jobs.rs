@@ -196,8 +196,8 @@ pub(super) unsafe fn failed(state: *mut lua_State, reason: &[u8], text: &str) ->
     }
 }
 
-/// `submit(pool, mode, ticket, slot, session, name, flags, closure, completion, args…)` → the job's id (or size), or nil,
-/// reason, value, why
+/// `submit(pool, mode, ticket, slot, session, name, flags, closure, completion, args…)` → the job's id (or size), or
+/// nil, reason, value, why
 unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
     const LEADING: c_int = 7;
     // SAFETY: a C function of ours. What cannot be unwound is in `encode_top`; the rest pushes short strings at most.
@@ -275,10 +275,10 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `next(block, deep, ticket)`, the ticket being that of the caller if it cannot do anything else meanwhile → a kind and what belongs to it:
-/// nothing · job (slot, whether `paths_of` has other paths, whether memory is short) · outcome (ticket, values…) ·
-/// report (false, error, info) · require (name) · end · lost · failed, of an outcome or report that could not be
-/// decoded (ticket or nil, error, pool, job) · stop, of all jobs' waits (error, kind)
+/// `next(block, deep, ticket)`, the ticket being that of the caller if it cannot do anything else meanwhile → a kind
+/// and what belongs to it: nothing · job (slot, whether `paths_of` has other paths, whether memory is short) · outcome
+/// (ticket, values…) · report (false, error, info) · require (name) · end · lost · failed, of an outcome or report that
+/// could not be decoded (ticket or nil, error, pool, job) · stop, of all jobs' waits (error, kind)
 unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; no Rust value is live across a push that can raise but the parcel, which an
     // unwinding would drop with its message.
@@ -681,8 +681,8 @@ unsafe extern "C-unwind" fn pack(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `measure(value)` → how many bytes it has in a message, infinity for more than is written to find out, or nothing if it cannot
-/// cross
+/// `measure(value)` → how many bytes it has in a message, infinity for more than is written to find out, or nothing if
+/// it cannot cross
 unsafe extern "C-unwind" fn measure(state: *mut lua_State) -> c_int {
     // SAFETY: as `open`.
     unsafe {

@@ -1,7 +1,8 @@
 //! The slow side of locks: what Lua does when the fast exchange of `objects` is not enough.
 //!
-//! A wait in three calls: `await_…` enqueues the session under a ticket, the scheduler waits for that ticket, `settle_…` says what
-//! has become of it. Texts are made under no lock, and nothing that may raise is called in the order of locks.
+//! A wait in three calls: `await_…` enqueues the session under a ticket, the scheduler waits for that ticket,
+//! `settle_…` says what has become of it. Texts are made under no lock, and nothing that may raise is called in the
+//! order of locks.
 
 use std::{
     ffi::{CStr, c_int},
@@ -262,8 +263,8 @@ fn explain(cycle: &Cycle) -> String {
     text
 }
 
-/// Who waits for the session in the slot at `at`: also all in the list behind it, of numbers (or 0) and slots (or -1), which
-/// cannot go on before.
+/// Who waits for the session in the slot at `at`: also all in the list behind it, of numbers (or 0) and slots (or -1),
+/// which cannot go on before.
 ///
 /// # Safety
 /// In a C function of ours.
@@ -289,7 +290,8 @@ unsafe fn ancestors_at(state: *mut lua_State, vm: &Vm, at: c_int) -> Ancestors {
     }
 }
 
-/// `await_lock(handle, session, write, ticket, timed, place, slot, below)` → yes, or no and the session waits; or nil and why it must not
+/// `await_lock(handle, session, write, ticket, timed, place, slot, below)` → yes, or no and the session waits; or nil
+/// and why it must not
 unsafe extern "C-unwind" fn await_lock(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -413,8 +415,8 @@ unsafe extern "C-unwind" fn unlock(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `await_condition(handle, session, ticket, place, slot, below)` → true, and the session waits without the mutex; or nil and whose
-/// that is
+/// `await_condition(handle, session, ticket, place, slot, below)` → true, and the session waits without the mutex; or
+/// nil and whose that is
 unsafe extern "C-unwind" fn await_condition(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -439,8 +441,8 @@ unsafe extern "C-unwind" fn await_condition(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `settle_condition(handle, session, ticket, expired)` → what became of the wait; if it ended without the mutex, how deep
-/// that was locked, and whether the session was signalled
+/// `settle_condition(handle, session, ticket, expired)` → what became of the wait; if it ended without the mutex, how
+/// deep that was locked, and whether the session was signalled
 unsafe extern "C-unwind" fn settle_condition(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {

@@ -102,7 +102,8 @@ pub(super) unsafe fn push_weak_table(state: *mut lua_State, mode: &[u8]) {
 
 /// `__gc` of a handle.
 unsafe extern "C-unwind" fn collect(state: *mut lua_State) -> c_int {
-    // SAFETY: LuaJIT calls a finalizer with its userdata, which is a payload; it is emptied, so a later call finds nothing.
+    // SAFETY: LuaJIT calls a finalizer with its userdata, which is a payload; it is emptied, so a later call finds
+    // nothing.
     unsafe {
         if let Some(payload) = ffi::lua_touserdata(state, 1).cast::<Payload>().as_mut() {
             payload.object = std::ptr::null();
@@ -232,8 +233,8 @@ pub(super) unsafe fn push_new<T: Object + 'static>(state: *mut lua_State, object
     unsafe { push_object(state, &object) };
 }
 
-/// What compiled Lua calls: `lua/msys/handles.lua` declares the same. Each checks what it is given: a handle may have been
-/// collected, and a VM closed, when finalizers run.
+/// What compiled Lua calls: `lua/msys/handles.lua` declares the same. Each checks what it is given: a handle may have
+/// been collected, and a VM closed, when finalizers run.
 #[repr(C)]
 struct Api {
     lock: unsafe extern "C" fn(*const c_void, *const c_void, f64) -> c_int,

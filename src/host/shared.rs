@@ -196,8 +196,8 @@ unsafe extern "C-unwind" fn channel(state: *mut lua_State) -> c_int {
     1
 }
 
-/// `channel_send(channel, scanned, ticket, value)` → 1 if it is sent, -1 if it is closed, 0 if there is no room: then the session
-/// waits, if the ticket is not 0; or nil, reason, value, why
+/// `channel_send(channel, scanned, ticket, value)` → 1 if it is sent, -1 if it is closed, 0 if there is no room: then
+/// the session waits, if the ticket is not 0; or nil, reason, value, why
 unsafe extern "C-unwind" fn channel_send(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -361,8 +361,8 @@ unsafe extern "C-unwind" fn shared_get(state: *mut lua_State) -> c_int {
     1
 }
 
-/// `shared_peek(table, key, known)` → the value; with a number, if it is one that each VM has for itself, and without the value, if
-/// that is the known number or that of another VM's value
+/// `shared_peek(table, key, known)` → the value; with a number, if it is one that each VM has for itself, and without
+/// the value, if that is the known number or that of another VM's value
 unsafe extern "C-unwind" fn shared_peek(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -395,8 +395,8 @@ unsafe extern "C-unwind" fn shared_private(state: *mut lua_State) -> c_int {
     1
 }
 
-/// `shared_set(table, scanned, key, value)` → true, and its number, if it is a value that each VM has for itself; or nil, reason,
-/// value, why
+/// `shared_set(table, scanned, key, value)` → true, and its number, if it is a value that each VM has for itself; or
+/// nil, reason, value, why
 unsafe extern "C-unwind" fn shared_set(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {

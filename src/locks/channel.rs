@@ -2,13 +2,14 @@
 //!
 //! 1. *Send*: if there is room, push, and take the first receiver that waits out of the list, to be woken; else
 //!    wait in the list of senders, with the value.
-//! 2. *Receive*: if there is an item, take it, and move the value of the first sender that waits into its place. That is
-//!    sent then, and its sender is woken to go on. So senders take turns, and no value is made ready twice.
-//! 3. A receiver that was woken tries again, and waits again if somebody else was faster. One who gives up tries once more
-//!    too: so an item for which somebody was woken is used by them or seen by the next. A sender asks whether its value is
-//!    still with it ([`Channel::leave`]).
+//! 2. *Receive*: if there is an item, take it, and move the value of the first sender that waits into its place. That
+//!    is sent then, and its sender is woken to go on. So senders take turns, and no value is made ready twice.
+//! 3. A receiver that was woken tries again, and waits again if somebody else was faster. One who gives up tries once
+//!    more too: so an item for which somebody was woken is used by them or seen by the next. A sender asks whether its
+//!    value is still with it ([`Channel::leave`]).
 //!
-//! All under the channel's own lock; who is to be woken is woken after it. A receiver that is gone passes its wake-up on.
+//! All under the channel's own lock; who is to be woken is woken after it. A receiver that is gone passes its wake-up
+//! on.
 //!
 //! Without capacity, there is room for as many items as receivers wait for; a value is taken from its sender.
 

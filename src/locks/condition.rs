@@ -1,11 +1,11 @@
 //! A condition: sessions that have a mutex wait without it until another signals.
 //!
-//! A signal takes the first out of this queue and puts it into the mutex's, or gives it the mutex if that is free. So nobody
-//! is woken in order to wait again, and one that was signalled has the mutex when it goes on.
+//! A signal takes the first out of this queue and puts it into the mutex's, or gives it the mutex if that is free. So
+//! nobody is woken in order to wait again, and one that was signalled has the mutex when it goes on.
 
-//! The wait for the mutex is one as any other, and may close a cycle: of sessions that wait while nobody has signalled. Then
-//! the session is refused its place in the queue, and has to ask for the mutex itself, which tells it why that would
-//! never end.
+//! The wait for the mutex is one as any other, and may close a cycle: of sessions that wait while nobody has signalled.
+//! Then the session is refused its place in the queue, and has to ask for the mutex itself, which tells it why that
+//! would never end.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -50,8 +50,8 @@ impl<W: Wake> Condition<W> {
         &self.mutex
     }
 
-    /// Releases the mutex, which the session has, and waits; `waiting` is its wait for the mutex, to come. Gives what to
-    /// wake.
+    /// Releases the mutex, which the session has, and waits; `waiting` is its wait for the mutex, to come. Gives what
+    /// to wake.
     pub fn wait(&self, waits: &mut Waits, mut waiter: Waiter<W>, waiting: Option<Waiting>) -> Option<W> {
         let (depth, wake) = self.mutex.suspend(waits);
         waiter.depth = depth;

@@ -1,5 +1,5 @@
-//! Locks that sessions of all VMs share: who holds one, who waits for it, and whether that wait could ever end. Channels,
-//! by which they wait for values, are beside them, and have nothing to do with the rest.
+//! Locks that sessions of all VMs share: who holds one, who waits for it, and whether that wait could ever end.
+//! Channels, by which they wait for values, are beside them, and have nothing to do with the rest.
 //!
 //! Called by `host`. Knows no Lua and no VM: a waiter is whatever can be woken ([`Wake`]).
 //!
@@ -7,19 +7,20 @@
 //! under one lock of the process, whose guard is a [`Waits`]: enqueuing, handing over, and looking for cycles, which
 //! takes the waits for all locks together. It is held for some hundred nanoseconds; a wait takes microseconds.
 //!
-//! **Handing over.** An unlock with waiters leaves the mutex free and wakes the first, so that whoever runs meanwhile may
-//! take it (barging: a session that goes on locking need not be switched for each turn). A waiter that was woken
+//! **Handing over.** An unlock with waiters leaves the mutex free and wakes the first, so that whoever runs meanwhile
+//! may take it (barging: a session that goes on locking need not be switched for each turn). A waiter that was woken
 //! and came too late is *starving*: the next unlock gives it the mutex. So each waiter is passed by a bounded number of
 //! times, and a mutex that sessions of one VM contend for costs no switch for each turn.
 //!
-//! **Wake-ups.** A waiter stands in a queue with what wakes it. Whoever wakes it takes that out; the waiter then asks what has
-//! become of it ([`Mutex::settle`]), and gets the lock, or puts a new wake in. A wait with a limit of time asks the
-//! same way when the limit has passed. Both under the order, so no wake is lost, and one that gave up never owns.
+//! **Wake-ups.** A waiter stands in a queue with what wakes it. Whoever wakes it takes that out; the waiter then asks
+//! what has become of it ([`Mutex::settle`]), and gets the lock, or puts a new wake in. A wait with a limit of time
+//! asks the same way when the limit has passed. Both under the order, so no wake is lost, and one that gave up never
+//! owns.
 //!
-//! **Cycles.** [`Waits`] knows, for each session that waits without a limit of time, for which lock. A session that is about
-//! to wait follows the chain: the lock's holder; what that waits for; its holder. A holder that waits for a job's outcome
-//! waits for the session of that job, or of a job of that: those know their ancestors, and are found by them. If the
-//! chain comes to the session that asks, the wait would never end, and is refused. Waits with a limit end by
+//! **Cycles.** [`Waits`] knows, for each session that waits without a limit of time, for which lock. A session that is
+//! about to wait follows the chain: the lock's holder; what that waits for; its holder. A holder that waits for a job's
+//! outcome waits for the session of that job, or of a job of that: those know their ancestors, and are found by them.
+//! If the chain comes to the session that asks, the wait would never end, and is refused. Waits with a limit end by
 //! themselves, and are no part of it.
 
 mod channel;

@@ -103,8 +103,8 @@ impl<W: Wake> Mutex<W> {
         }
     }
 
-    /// Lets a session wait for it, that has just found it held. If it is free by now, the session has it, and the waiter
-    /// comes back.
+    /// Lets a session wait for it, that has just found it held. If it is free by now, the session has it, and the
+    /// waiter comes back.
     pub fn enqueue(&self, waits: &mut Waits, waiter: Waiter<W>) -> Option<Waiter<W>> {
         if self.take_or_mark(waiter.session) {
             self.depth.store(waiter.depth, Ordering::Relaxed);
@@ -208,7 +208,8 @@ impl<W: Wake> Mutex<W> {
         next
     }
 
-    /// A session is gone: if it has the mutex, or waits for it, it does no more. Gives what to wake, and whether it had it.
+    /// A session is gone: if it has the mutex, or waits for it, it does no more. Gives what to wake, and whether it had
+    /// it.
     pub fn abandon(&self, waits: &mut Waits, session: Session) -> (Option<W>, bool) {
         if self.holder() == Some(session) {
             self.depth.store(0, Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! A lock for many readers or one writer, in the order in which they came: a writer that waits is passed by no new reader.
+//! A lock for many readers or one writer, in the order in which they came: a writer that waits is passed by no new
+//! reader.
 //!
 //! All of it is under the order: a reader's turn is longer than that, or a mutex would do.
 
@@ -85,7 +86,7 @@ impl<W: Wake> RwLock<W> {
             return Locked::Relocked;
         }
         let free = state.writer.is_none() && (access == Access::Read || state.readers.is_empty());
-        if !reads && !(free && state.queue.is_empty()) {
+        if !(reads || free && state.queue.is_empty()) {
             return Locked::No;
         }
         state.add(session, access);

@@ -70,8 +70,8 @@ type Map<V> = HashMap<Session, V, BuildHasherDefault<FxHasher>>;
 #[derive(Debug)]
 pub struct Waits {
     waiting: Map<Waiting>,
-    /// Of a session that waits for a job, or that cannot go on before a wait on top of its stack has ended: the sessions
-    /// that wait for locks there. The last holds up the others.
+    /// Of a session that waits for a job, or that cannot go on before a wait on top of its stack has ended: the
+    /// sessions that wait for locks there. The last holds up the others.
     descendants: Map<Vec<Session>>,
     /// What sessions are called.
     names: Map<String>,
@@ -146,7 +146,8 @@ impl Waits {
         }
     }
 
-    /// The session that holds up `session`: itself if it waits for a lock, or whoever does so in a job that it waits for.
+    /// The session that holds up `session`: itself if it waits for a lock, or whoever does so in a job that it waits
+    /// for.
     fn waits_through(&self, session: Session) -> Option<Session> {
         if self.waiting.contains_key(&session) {
             Some(session)

@@ -315,8 +315,8 @@ impl Pool {
         }
     }
 
-    /// Refuses new jobs and ends when the queued ones and those in progress have. With `drop_queued` the queued ones fail,
-    /// and whatever those in progress wait for, now or later, raises there.
+    /// Refuses new jobs and ends when the queued ones and those in progress have. With `drop_queued` the queued ones
+    /// fail, and whatever those in progress wait for, now or later, raises there.
     pub fn shutdown(&self, drop_queued: bool) {
         self.state.fetch_max(DRAINING, Ordering::AcqRel);
         if drop_queued {
