@@ -141,6 +141,29 @@ describe("in the child of a fork,", function()
     )
   end)
 
+  it("a session that waits for a future waits on, up to its limit", function()
+    assert_prints(
+      { "child nil timeout", "parent true held" },
+      [[
+      local held = msys.submit("IO", hold)
+      held_in "IO"
+      local who = "parent"
+      msys.spawn(function()
+        local ok, value = held:wait(who == "parent" and 0.3)
+        if ok == nil and who == "parent" then ok, value = held:wait() end
+        print(who .. " " .. tostring(ok) .. " " .. tostring(value))
+      end)
+      msys.poll()
+      in_child(function()
+        who = "child"
+        msys.run()
+      end)
+      os.remove(GATE)
+      msys.run()
+    ]]
+    )
+  end)
+
   it("a session that waits for a pool's end goes on", function()
     assert_prints(
       { "child true", "parent true" },

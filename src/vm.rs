@@ -517,7 +517,8 @@ impl Vm {
             }
             None => above,
         };
-        if order.mode == Mode::Sync
+        // Of a future, it may be the submitting job that waits.
+        if matches!(order.mode, Mode::Sync | Mode::Kept)
             && let Some(parent) = parent
         {
             parcel.chain = Some(Chain::extend(parent.job.value.chain.as_ref(), parent.job.value.pool));
@@ -531,7 +532,7 @@ impl Vm {
             Some(_) => Rank::Nested,
             None => Rank::Ordinary,
         };
-        parcel.parent = parcel.chain.as_ref().and(order.slot);
+        parcel.parent = parcel.chain.as_ref().and(order.slot).filter(|_| order.mode == Mode::Sync);
         if parcel.parent.is_some() {
             self.waiting.set(self.waiting.get() + 1);
         }

@@ -12,7 +12,8 @@
 local native = {}
 
 --- Sends a job; gives its id (or the message's size, with the flag that asks for that), or nil, a reason ("unknown",
---- "shutdown", "full", "scan", "refused", "large", "text", "lost"), its value, and why that value cannot cross.
+--- "shutdown", "full", "backlog", "scan", "refused", "large", "text", "lost"), its value, and why that value cannot
+--- cross.
 ---@param pool integer
 ---@param mode 0|1|2
 ---@param ticket integer
@@ -486,9 +487,10 @@ function native.set_buffer_view(view) end
 function native.failed_future(text, pool) end
 
 ---@param ticket integer
----@param ... msys.Future
+---@param list msys.Future[]
+---@param count integer
 ---@return boolean waits
-function native.future_wait(ticket, ...) end
+function native.future_wait(ticket, list, count) end
 
 ---@param fut msys.Future
 ---@return boolean? ok

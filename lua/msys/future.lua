@@ -37,11 +37,11 @@ local function outcome_of(fut)
   return outcomes[fut] or keep(fut, native.future_outcome(fut))
 end
 
---- Waits until one of the futures has ended; false if the time was over.
+--- Waits until one of the futures may have ended; false if the time was over.
 ---@async
-local function await_any(list, first, last, deadline)
+local function await_any(list, count, deadline)
   local ticket = scheduler.wait_ticket()
-  if not native.future_wait(ticket, unpack(list, first, last)) then return true end
+  if not native.future_wait(ticket, list, count) then return true end
   return not handles.await_once(ticket, deadline and math.max(0, deadline - scheduler.now()))
 end
 
@@ -53,12 +53,12 @@ end
 function Future:wait(timeout)
   check(self, "wait")
   timeout = handles.check_timeout(timeout, "msys.future:wait")
-  local outcome = outcome_of(self)
-  if not outcome then
-    if timeout == 0 or not await_any({ self }, 1, 1, timeout and scheduler.now() + timeout) then
-      return nil, "timeout"
-    end
-    outcome = outcome_of(self) --[[@as table]]
+  local deadline = timeout and scheduler.now() + timeout
+  local outcome, more = outcome_of(self), timeout ~= 0
+  while not outcome do
+    if not more then return nil, "timeout" end
+    more = await_any({ self }, 1, deadline)
+    outcome = outcome_of(self)
   end
   return unpack(outcome, 1, outcome.n)
 end
@@ -162,14 +162,13 @@ function future.all(futures)
     end
     left, count = waiting, #waiting
     if count > 0 then
-      -- As many at a time as a call passes.
       local list = {}
-      for place = 1, math.min(count, 1000) do
+      for place = 1, count do
         list[place] = futures[
           left[place] --[[@as integer]]
         ]
       end
-      await_any(list, 1, #list)
+      await_any(list, count)
     end
   end
   return true, results
@@ -185,7 +184,6 @@ function future.any(futures)
   check_list(futures, "msys.any")
   local count = #futures
   if count == 0 then error("msys.any: the list is empty: none of its futures will ever end", 2) end
-  if count > 1000 then error("msys.any: at most 1000 futures, got " .. count, 2) end
   local failed = {}
   while true do
     local list = {}
@@ -205,7 +203,7 @@ function future.any(futures)
       local outcome = outcome_of(futures[failed.last]) --[[@as table]]
       return false, outcome[2], outcome[3], failed.last
     end
-    await_any(list, 1, #list)
+    await_any(list, #list)
   end
 end
 
@@ -229,6 +227,17 @@ end
 local CHUNK_TIME = 0.001
 --- How many chunks each worker has waiting or running, at most.
 local AHEAD = 3
+
+--- A refusal of a chunk, with the caller's words for what is in it.
+local function in_words(text, first)
+  return (
+    text
+      :gsub("argument 2%[(%d+)%]", function(place)
+        return "item " .. first + tonumber(place) - 1
+      end)
+      :gsub("argument 1", "fn")
+  )
+end
 
 ---@class msys.MapOptions
 ---@field chunk? integer  items for each job; found out by measuring, by default
@@ -273,7 +282,10 @@ function future.map(pool, list, fn, options)
   if type(list) ~= "table" then error("msys.map: list must be a table, got " .. type(list), 2) end
   if type(fn) ~= "function" then error("msys.map: fn must be a Lua function, got " .. type(fn), 2) end
   local chunk, progress = check_map_options(options)
-  local count = list.n or #list
+  local count = list.n == nil and #list or list.n
+  if type(count) ~= "number" or count < 0 or count % 1 ~= 0 then
+    error("msys.map: list.n must be a whole number from 0, got " .. tostring(count), 2)
+  end
   local results = new_table(count, 1)
   results.n = count
   ---@type integer, integer, integer
@@ -295,8 +307,14 @@ function future.map(pool, list, fn, options)
     for place = 1, length do
       items[place] = list[first + place - 1]
     end
-    local text, fut = submit.keep(pool, id, run_chunk, nil, fn, items, first, length)
-    if text then return text end
+    local text, fut, is_full = submit.keep(pool, id, run_chunk, nil, fn, items, first, length)
+    if is_full and in_flight > 0 then
+      -- By its own doing, perhaps: there is room when a chunk has come back.
+      most = in_flight
+      return nil
+    elseif text then
+      return in_words(text, first)
+    end
     next_item, in_flight = first + length, in_flight + 1
     futures[in_flight], starts[in_flight], sizes[in_flight] = fut, first, length
   end
@@ -310,7 +328,14 @@ function future.map(pool, list, fn, options)
     futures[in_flight] = nil
     in_flight = in_flight - 1
     if not outcome[1] then
-      if not failed or first < failed.index then failed = { index = first, err = outcome[2] } end
+      local err, index = outcome[2], first
+      if type(err) == "string" then
+        -- The result of one item cannot cross.
+        local place_in_chunk = tonumber(err:match "result 2%[(%d+)%]")
+        if place_in_chunk then index = first + place_in_chunk - 1 end
+        err = err:gsub("^msys%.runInPool: ", "msys.map: "):gsub("result 2%[%d+%]", "the result")
+      end
+      if not failed or index < failed.index then failed = { index = index, err = err } end
       return
     end
     local ok, values, index, seconds = outcome[2], outcome[3], outcome[4], outcome[5]
@@ -346,7 +371,7 @@ function future.map(pool, list, fn, options)
       end
     end
     if in_flight > 0 and not (in_flight < most and next_item <= count and not failed) then
-      await_any(futures, 1, in_flight)
+      await_any(futures, in_flight)
     end
   end
   if failed then

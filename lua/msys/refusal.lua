@@ -183,7 +183,7 @@ local function largest(roots)
       add(root.name, root.value)
     else
       -- What is in a function is named in it.
-      for _, part in ipairs(parts(root)) do
+      for _, part in ipairs(parts { name = root.name, value = root.value, tail = "" }) do
         add(part.name, part.value)
       end
       for _, name in ipairs(native.globals_of(root.value) or {}) do

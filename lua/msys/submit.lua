@@ -179,13 +179,14 @@ local function run(flags, given, pool, closure, async, completion, mode, name, .
   return nil
 end
 
---- Sends a job whose outcome is kept: gives nil and the future, or what is wrong.
+--- Sends a job whose outcome is kept: gives nil and the future, or what is wrong, and whether that is that the pool is
+--- full.
 ---@async
 function submit.keep(given, pool, closure, name, ...)
   threadpool.follow_paths()
   local fut, reason, text = send(environment.flags, pool, KEPT, 0, name, closure, nil, ...)
   if fut then return nil, fut end
-  if reason ~= "shutdown" then return text end
+  if reason ~= "shutdown" then return text, nil, reason == "backlog" end
   -- The name may be another pool's by now.
   local successor = threadpool.resolve(given)
   if successor and successor ~= pool then return submit.keep(given, successor, closure, name, ...) end

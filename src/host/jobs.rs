@@ -224,6 +224,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
         if let Err(error) = vm.admit(&pool, slot_at(state, 4)) {
             let reason: &[u8] = match (&error, pool.config.when_full) {
                 (Error::PoolFull { .. }, WhenFull::Wait) => b"full",
+                (Error::PoolFull { .. }, WhenFull::Fail) => b"backlog",
                 (Error::PoolShutDown(_), _) => b"shutdown",
                 _ => b"text",
             };

@@ -533,15 +533,21 @@ unsafe extern "C-unwind" fn failed_future(state: *mut lua_State) -> c_int {
     1
 }
 
-/// `future_wait(ticket, futures…)` → whether the session waits for the end of any; if not, one has ended
+/// `future_wait(ticket, list, count)` → whether the session waits for the end of any; if not, one has ended
 unsafe extern "C-unwind" fn future_wait(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
         let vm = vm(state);
         let ticket = ffi::lua_tonumber(state, 1) as u64;
-        let count = ffi::lua_gettop(state);
-        ffi::luaL_checkstack_(state, 4, c"too many futures".as_ptr());
-        let futures: Vec<_> = (2..=count).filter_map(|at| counted_at::<Future>(state, at, kind::FUTURE)).collect();
+        let count = ffi::lua_tonumber(state, 3) as c_int;
+        ffi::lua_settop(state, 2);
+        let future_at = |place| {
+            ffi::lua_rawgeti_(state, 2, place);
+            let future = counted_at::<Future>(state, 3, kind::FUTURE);
+            ffi::lua_settop(state, 2);
+            future
+        };
+        let futures: Vec<_> = (1..=count).filter_map(future_at).collect();
         let waits = futures.iter().all(|future| future.wait(Knock::new(vm.inbox(), ticket)));
         if waits {
             vm.awaited.borrow_mut().insert(ticket, Awaited::Futures(futures));
