@@ -85,6 +85,14 @@ struct Sleepers {
     alive: usize,
     /// How many may be.
     limit: usize,
+    /// How many of those alive take no new jobs, and do not count for the limit.
+    retired: usize,
+}
+
+impl Sleepers {
+    fn most(&self) -> usize {
+        self.limit + self.retired
+    }
 }
 
 /// See the module.
@@ -121,10 +129,10 @@ impl Sleep {
 
     /// Publishes what changed under the lock.
     fn publish(&self, sleepers: &Sleepers) {
-        let Sleepers { free, waiting, full, closed, shut, alive, limit } = sleepers;
+        let Sleepers { free, waiting, full, closed, shut, alive, .. } = sleepers;
         self.free.store(free.len(), Ordering::Relaxed);
         let asleep = free.len() + waiting.len() + full.len() + closed.len() + shut.len();
-        self.available.store(asleep + limit.saturating_sub(*alive), Ordering::Relaxed);
+        self.available.store(asleep + sleepers.most().saturating_sub(*alive), Ordering::Relaxed);
     }
 
     /// Step 2, for a job of this rank: only workers that may take it are woken.
@@ -135,7 +143,7 @@ impl Sleep {
         }
         let wake = if let Some(worker) = sleepers.free.pop() {
             Wake::Worker(worker)
-        } else if sleepers.alive < sleepers.limit {
+        } else if sleepers.alive < sleepers.most() {
             sleepers.alive += 1;
             Wake::Start
         } else if let Some(worker) = sleepers.waiting.pop() {
@@ -245,12 +253,25 @@ impl Sleep {
     #[must_use]
     pub fn leave_if_too_many(&self) -> bool {
         let mut sleepers = self.sleepers.lock();
-        if sleepers.alive <= sleepers.limit {
+        if sleepers.alive <= sleepers.most() {
             return false;
         }
         sleepers.alive -= 1;
         self.publish(&sleepers);
         true
+    }
+
+    /// A worker takes no new jobs from now on, and does not count for the limit: another may be started in its place.
+    pub fn retire(&self) {
+        let mut sleepers = self.sleepers.lock();
+        sleepers.retired += 1;
+        self.publish(&sleepers);
+    }
+
+    /// A worker that was retired has ended.
+    pub fn retired_ended(&self) -> usize {
+        self.sleepers.lock().retired -= 1;
+        self.ended()
     }
 
     /// A worker ended (or could not be started); gives how many are left.

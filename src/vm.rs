@@ -681,9 +681,12 @@ impl Vm {
         self.deep.set(deep);
     }
 
-    /// Whether its memory is used up, so that it is to take no new job, and to end when those in progress have.
-    pub fn set_full(&self, full: bool) {
-        self.full.set(full);
+    /// Its memory is used up: it is to take no new job, and to end when those in progress have.
+    pub fn retire(&self) {
+        self.full.set(true);
+        if let Some(worker) = &self.worker {
+            worker.retire();
+        }
     }
 
     /// The pool's init begins or has ended.

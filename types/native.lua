@@ -388,6 +388,11 @@ function native.channel_len(channel) end
 ---@return integer count  of objects in the process that have handles; for tests
 function native.alive() end
 
+---@param items integer
+---@param fields integer
+---@return table
+function native.new_table(items, fields) end
+
 ---@param value number
 ---@return thread.Counter?
 function native.counter(value) end

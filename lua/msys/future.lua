@@ -7,7 +7,8 @@ local submit = require "msys.submit"
 local threadpool = require "msys.threadpool"
 
 local getmetatable, select, type, unpack = getmetatable, select, type, unpack
-local new_table = require "table.new"
+-- Not `table.new`, which loading would add to the host's library.
+local new_table = native.new_table
 
 local future = {}
 
@@ -212,7 +213,7 @@ end
 local function run_chunk(fn, items, first, count)
   local clock = require("msys.scheduler").now
   local started = clock()
-  local results = require "table.new"(count, 0)
+  local results = require("msys.native").new_table(count, 0)
   local place = 0
   local ok, err = pcall(function()
     while place < count do
@@ -233,7 +234,7 @@ local function in_words(text, first)
   return (
     text
       :gsub("argument 2%[(%d+)%]", function(place)
-        return "item " .. first + tonumber(place) - 1
+        return ("item %d"):format(first - 1 + place)
       end)
       :gsub("argument 1", "fn")
   )
@@ -286,7 +287,7 @@ function future.map(pool, list, fn, options)
   if type(count) ~= "number" or count < 0 or count % 1 ~= 0 then
     error("msys.map: list.n must be a whole number from 0, got " .. tostring(count), 2)
   end
-  local results = new_table(count, 1)
+  local results = new_table(count --[[@as integer]], 1)
   results.n = count
   ---@type integer, integer, integer
   local next_item, done, in_flight = 1, 0, 0
@@ -328,11 +329,12 @@ function future.map(pool, list, fn, options)
     futures[in_flight] = nil
     in_flight = in_flight - 1
     if not outcome[1] then
-      local err, index = outcome[2], first
+      local starts_at = first --[[@as integer]]
+      local err, index = outcome[2], starts_at
       if type(err) == "string" then
         -- The result of one item cannot cross.
-        local place_in_chunk = tonumber(err:match "result 2%[(%d+)%]")
-        if place_in_chunk then index = first + place_in_chunk - 1 end
+        local place_in_chunk = tonumber(err:match "result 2%[(%d+)%]") --[[@as integer?]]
+        if place_in_chunk then index = starts_at + place_in_chunk - 1 end
         err = err:gsub("^msys%.runInPool: ", "msys.map: "):gsub("result 2%[%d+%]", "the result")
       end
       if not failed or index < failed.index then failed = { index = index, err = err } end

@@ -196,14 +196,15 @@ local function release(ticket)
     return
   end
   waiting[ticket] = false
+  -- In this order: memory may run out.
+  spare_ticket[spare_tickets + 1] = ticket
   spare_tickets = spare_tickets + 1
-  spare_ticket[spare_tickets] = ticket
 end
 scheduler.release = release
 
 local function push_ready(session)
+  ready[last + 1] = session
   last = last + 1
-  ready[last] = session
   if watched and not polling then native.watch(true) end
 end
 
@@ -265,7 +266,8 @@ end
 scheduler.release_locks = release_locks
 
 local function resumed(session, previous, depth, ok, tag)
-  if ok then
+  -- One that goes on is in hand until it is in the list of those that are ready.
+  if tag == WAIT or tag == DONE then
     session_in_hand, slot_in_hand = nil, nil
   end
   current = previous
@@ -286,6 +288,7 @@ local function resumed(session, previous, depth, ok, tag)
   elseif ok then
     -- YIELD; and a plain coroutine.yield of the user's is one too.
     push_ready(session)
+    session_in_hand, slot_in_hand = nil, nil
   else
     -- Sessions protect what they run, so this is a failure of the scheduler's own, or of memory.
     native.unhook()
@@ -412,6 +415,7 @@ local function complete(ticket, ...)
     waiting[ticket] = false
     return scheduler.start(run_completion, ticket, waiter, ...)
   elseif waiter then
+    session_in_hand = waiter
     release(ticket)
     return resume(waiter, ...)
   end
@@ -429,6 +433,7 @@ local function run_ready()
     if first > last then
       first, last = 1, 0
     end
+    session_in_hand = session
     local args = session.args
     if args then
       session.args = nil

@@ -260,6 +260,8 @@ local function install_require()
     if env ~= globals then setfenv(0, env) end
     local load_of = loading[name] --[[@as { tickets: integer[] }]]
     loading[name] = nil
+    -- So that whoever needs it next tries again, and learns what is wrong.
+    if not ok then package.loaded[name] = nil end
     for _, ticket in ipairs(load_of.tickets) do
       native.timer(0, ticket)
     end

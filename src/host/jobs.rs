@@ -569,7 +569,9 @@ unsafe extern "C-unwind" fn memory_settled(state: *mut lua_State) -> c_int {
     let vm = unsafe { vm(state) };
     let is_full = vm.memory.as_ref().is_some_and(|memory| memory.settle());
     // What fills it may be what jobs have left here on purpose, or what those in progress have.
-    vm.set_full(is_full);
+    if is_full {
+        vm.retire();
+    }
     0
 }
 

@@ -30,6 +30,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"channel_close", channel_close),
     (c"channel_len", channel_len),
     (c"alive", alive),
+    (c"new_table", new_table),
     (c"counter", counter),
     (c"shared", shared),
     (c"process_table", process_table),
@@ -298,6 +299,13 @@ unsafe extern "C-unwind" fn channel_len(state: *mut lua_State) -> c_int {
 unsafe extern "C-unwind" fn alive(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe { ffi::lua_pushnumber(state, handles::alive() as f64) };
+    1
+}
+
+/// `new_table(items, fields)` → a table with room for those
+unsafe extern "C-unwind" fn new_table(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours; makes one table, or raises.
+    unsafe { ffi::lua_createtable(state, ffi::lua_tonumber(state, 1) as c_int, ffi::lua_tonumber(state, 2) as c_int) };
     1
 }
 

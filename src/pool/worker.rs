@@ -48,6 +48,7 @@ pub struct Worker {
     searching: std::cell::Cell<bool>,
     tick: std::cell::Cell<u32>,
     left: std::cell::Cell<bool>,
+    retired: std::cell::Cell<bool>,
     serving: std::cell::Cell<bool>,
     stopped: std::cell::Cell<bool>,
 }
@@ -68,6 +69,7 @@ impl Worker {
             searching: true.into(),
             tick: 0.into(),
             left: false.into(),
+            retired: false.into(),
             serving: false.into(),
             stopped: false.into(),
         }
@@ -235,6 +237,15 @@ impl Worker {
         false
     }
 
+    /// It takes no new jobs any more, and ends when those in progress have: another may take its place now, since they may
+    /// wait for jobs in the queue.
+    pub fn retire(&self) {
+        if !self.retired.replace(true) {
+            self.pool.sleep.retire();
+            self.pool.wake_one();
+        }
+    }
+
     /// Goes back to Lua, after a fork that may be going on.
     pub fn enter_lua(&self) {
         self.seat.inside.enter();
@@ -296,7 +307,9 @@ impl Drop for Worker {
         if self.searching.get() {
             let _last = self.pool.sleep.found();
         }
-        if !self.left.get() {
+        if self.retired.get() {
+            self.pool.sleep.retired_ended();
+        } else if !self.left.get() {
             self.pool.sleep.ended();
         }
         // A push that counted on this worker came before it was counted out, or finds it gone and starts another.
