@@ -111,31 +111,25 @@ impl<T, W: Wake> Channel<T, W> {
     /// Sends if there is room.
     #[inline]
     pub fn send(&self, value: T) -> Sent<T> {
-        let mut state = self.state.lock();
-        if state.closed {
-            return Sent::Closed;
-        }
-        if state.items.len() >= self.capacity.saturating_add(state.receivers.len()) {
-            return Sent::Full(value);
-        }
-        state.items.push_back(value);
-        let receiver = state.receivers.pop_front();
-        drop(state);
-        if let Some((_, wake)) = receiver {
-            wake.wake();
-        }
-        Sent::Yes
+        self.send_or(value, |_, value| Sent::Full(value))
     }
 
     /// Sends if there is room; else the value waits under `wait`: `Full`.
     pub fn send_or_wait(&self, value: T, wait: Wait, wake: W) -> Sent<()> {
+        self.send_or(value, |state, value| {
+            state.senders.push_back(Sender { wait, wake, value });
+            Sent::Full(())
+        })
+    }
+
+    #[inline]
+    fn send_or<U>(&self, value: T, full: impl FnOnce(&mut State<T, W>, T) -> Sent<U>) -> Sent<U> {
         let mut state = self.state.lock();
         if state.closed {
             return Sent::Closed;
         }
         if state.items.len() >= self.capacity.saturating_add(state.receivers.len()) {
-            state.senders.push_back(Sender { wait, wake, value });
-            return Sent::Full(());
+            return full(&mut state, value);
         }
         state.items.push_back(value);
         let receiver = state.receivers.pop_front();
