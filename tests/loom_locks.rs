@@ -381,10 +381,9 @@ fn a_channel_without_capacity_brings_all() {
     brings_all(0);
 }
 
-#[test]
-fn of_two_receivers_each_gets_an_item_of_two() {
-    model(2, || {
-        let channel = Arc::new(Numbers::new(1));
+fn of_two_receivers_each_gets_an_item(capacity: usize) {
+    model(2, move || {
+        let channel = Arc::new(Numbers::new(capacity));
         let sum = Arc::new(AtomicUsize::new(0));
         let (shared, total) = (Arc::clone(&channel), Arc::clone(&sum));
         in_threads(3, move |me| {
@@ -398,6 +397,16 @@ fn of_two_receivers_each_gets_an_item_of_two() {
         });
         assert_eq!(sum.load(Ordering::Relaxed), 11);
     });
+}
+
+#[test]
+fn of_two_receivers_each_gets_an_item_of_two() {
+    of_two_receivers_each_gets_an_item(1);
+}
+
+#[test]
+fn of_two_receivers_each_meets_a_sender() {
+    of_two_receivers_each_gets_an_item(0);
 }
 
 #[test]

@@ -128,7 +128,8 @@ impl<T, W: Wake> Channel<T, W> {
         if state.closed {
             return Sent::Closed;
         }
-        if state.items.len() >= self.capacity.saturating_add(state.receivers.len()) {
+        // There is room for each receiver that waits, whatever those that were woken have still to take.
+        if state.receivers.is_empty() && state.items.len() >= self.capacity {
             return full(&mut state, value);
         }
         state.items.push_back(value);
