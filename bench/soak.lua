@@ -157,7 +157,9 @@ local started = os.time()
 run(any, JOBS)
 local after = sizes()
 compare(before, after, JOBS - FIRST, function(kb, what)
-  return kb * 0.05 + (what == "process" and 2048 or 0)
+  -- In the short form the most jobs in flight may come late, and double one of the scheduler's tables (32 KB).
+  local late = JOBS < 1e6 and 48 or 0
+  return kb * 0.05 + (what == "process" and 2048 or late)
 end)
 print(("%d jobs in %d s, %d of them wrong"):format(JOBS - FIRST, os.time() - started, wrong))
 
