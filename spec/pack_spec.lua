@@ -412,11 +412,11 @@ describe("an object that packs itself", function()
 end)
 
 describe(
-  "5,000 objects whose packed values are made for the message, and collected while it is encoded,",
+  "1,000 objects whose packed values are made for the message, and collected while it is encoded,",
   function()
     after_each(helper.clean)
 
-    local COUNT = 5000
+    local COUNT = 1000
 
     --- Objects that each pack what `make(i)` gives.
     local function objects_of(count, make)

@@ -18,7 +18,7 @@ local FIRST = tonumber(os.getenv "MSYS_SPEC_SEED")
 local SECONDS = tonumber(os.getenv "MSYS_SPEC_SECONDS")
 local SESSIONS = tonumber(os.getenv "MSYS_SPEC_SESSIONS") or 16
 -- The more sessions, the fewer steps of each, so that a program takes no minute.
-local PROGRAMS, STEPS, LOCKS = 60, SESSIONS > 100 and 10 or 60, 4
+local PROGRAMS, STEPS, LOCKS = 20, SESSIONS > 100 and 10 or 60, 4
 
 --- What all sessions of a program share.
 local function make_world(pools)

@@ -172,7 +172,7 @@ describe("addresses that are used again while a message is made do not mix up", 
 
   it("keys that were written and dropped, and new ones", function()
     with_module("spec_weak_object", function(pool, module)
-      for round = 1, 200 do
+      for round = 1, 60 do
         local old = {}
         for i = 1, 40 do
           old["old " .. round .. " " .. i] = i
@@ -245,7 +245,7 @@ describe("a weak table crosses with the entries that there are", function()
             collectgarbage()
             return { "object" }
           end
-          for round = 1, 10 do
+          for round = 1, 4 do
             local cache, kept = setmetatable({}, { __mode = mode }), {}
             for i = 1, 300 do
               local value = i % 50 == 0 and module.new(collect, i) or { i }
