@@ -574,13 +574,24 @@ local function pack(...)
   return { n = select("#", ...), ... }
 end
 
+local POOL = "programs"
+
+--- Runs `fn` with the pool of the programs, whose workers do not compile: with traces, one of some 60,000 programs did
+--- not insert or remove what it should have, until `jit.flush()` in that worker.
+local function with_programs(fn)
+  local function init()
+    jit.off()
+  end
+  helper.with_pool({ name = POOL, concurrency = 2, init = init }, fn)
+end
+
 local function in_job(fn, options)
   local function second(ok, value, other)
     if ok then return ok, value, other end
     -- What comes third is msys's own.
     return ok, value
   end
-  return second(msys.runInPool("CPU", fn, options))
+  return second(msys.runInPool(POOL, fn, options))
 end
 
 --- As pcall, with the function as a job of the job's.
@@ -588,7 +599,7 @@ local function nested(fn)
   local function first(ok, value)
     return ok, value
   end
-  return first(msys.runInPool("CPU", fn))
+  return first(msys.runInPool(POOL, fn))
 end
 
 local function in_place(fn, options)
@@ -732,36 +743,40 @@ describe("a random program", function()
   after_each(helper.clean)
 
   it(("leaves behind in a job what it leaves in place, for %d of them"):format(CASES), function()
-    for seed = first_seed, first_seed + CASES - 1 do
-      local case = case_of(seed)
-      local here, there = both(case)
-      if here ~= there then
-        local short = shortest(case)
-        local short_here, short_there = both(short)
-        local which = "MSYS_SPEC_SEED=%d, shape %d, %d objects: %s"
-        if short_here ~= short_there then
-          case, here, there = short, short_here, short_there
-        else
-          which = which .. " (not each time)"
+    with_programs(function()
+      for seed = first_seed, first_seed + CASES - 1 do
+        local case = case_of(seed)
+        local here, there = both(case)
+        if here ~= there then
+          local short = shortest(case)
+          local short_here, short_there = both(short)
+          local which = "MSYS_SPEC_SEED=%d, shape %d, %d objects: %s"
+          if short_here ~= short_there then
+            case, here, there = short, short_here, short_there
+          else
+            which = which .. " (not each time)"
+          end
+          assert.equal(here, there, which:format(seed, case.shape, case.size, program_text(case.program)))
         end
-        assert.equal(here, there, which:format(seed, case.shape, case.size, program_text(case.program)))
       end
-    end
+    end)
   end)
 
   it("that leaves something else is told apart by this test", function()
-    local function run_alone(fn, options)
-      options = options or {}
-      options.in_place = false
-      return in_job(fn, options)
-    end
-    local told, all = 0, 100
-    for seed = 1, all do
-      local case = case_of(seed)
-      if left_behind(case, in_place, pcall) ~= left_behind(case, run_alone, nested) then told = told + 1 end
-    end
-    -- Some programs change nothing.
-    assert.is_true(told > all / 2 and told < all, told)
+    with_programs(function()
+      local function run_alone(fn, options)
+        options = options or {}
+        options.in_place = false
+        return in_job(fn, options)
+      end
+      local told, all = 0, 100
+      for seed = 1, all do
+        local case = case_of(seed)
+        if left_behind(case, in_place, pcall) ~= left_behind(case, run_alone, nested) then told = told + 1 end
+      end
+      -- Some programs change nothing.
+      assert.is_true(told > all / 2 and told < all, told)
+    end)
   end)
 
   for name, change in pairs {
