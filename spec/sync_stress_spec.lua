@@ -262,9 +262,13 @@ local function check(seed)
   end)
   assert.same({}, errors)
   -- The workers' VMs are closed now or soon, and ours keeps nothing.
+  local now
   helper.eventually(function()
-    return alive() == before
+    now = alive()
+    return now <= before
   end)
+  -- Fewer are no proof: what other specs have left in workers was collected meanwhile.
+  if now < before then return check(seed) end
 end
 
 describe("sessions of the host and eight workers that lock, send, count and nest at random", function()
