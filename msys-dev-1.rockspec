@@ -34,6 +34,7 @@ build = {
     lua = {
       ["msys"] = "lua/msys/init.lua",
       ["thread"] = "lua/thread.lua",
+      ["msys.cancel"] = "lua/msys/cancel.lua",
       ["msys.cdata"] = "lua/msys/cdata.lua",
       ["msys.channel"] = "lua/msys/channel.lua",
       ["msys.core"] = "lua/msys/core.lua",

@@ -93,22 +93,25 @@ describe("refused at the caller's line:", function()
       fn,
       io.stdout
     ),
-    case("option 'timeout' is not available yet", "CPU", fn, { timeout = 1 }),
-    case("option 'cancel' is not available yet", "CPU", fn, { cancel = {} }),
+    case("option 'timeout' must be a number, got string", "CPU", fn, { timeout = "1" }),
+    case("option 'timeout' must not be negative, got -1", "CPU", fn, { timeout = -1 }),
+    case("option 'timeout' must not be negative, got nan", "CPU", fn, { timeout = 0 / 0 }),
+    case("option 'cancel' must be what msys.canceller gives, got table", "CPU", fn, { cancel = {} }),
+    case("option 'cancel' must be what msys.canceller gives, got userdata", "CPU", fn, { cancel = io.stdout }),
     case(
-      "unknown option 'asinc', expected one of args, async, completion, in_place, mode, name",
+      "unknown option 'asinc', expected one of args, async, cancel, completion, in_place, mode, name, timeout",
       "CPU",
       fn,
       { asinc = true }
     ),
     case(
-      "unknown option '1', expected one of args, async, completion, in_place, mode, name",
+      "unknown option '1', expected one of args, async, cancel, completion, in_place, mode, name, timeout",
       "CPU",
       fn,
       { "x" }
     ),
     case(
-      "unknown option 'an object', expected one of args, async, completion, in_place, mode, name",
+      "unknown option 'an object', expected one of args, async, cancel, completion, in_place, mode, name, timeout",
       "CPU",
       fn,
       { [object] = 1 }
@@ -223,7 +226,7 @@ describe("refused at the caller's line:", function()
         assert.is_false((pcall(msys.runInPool, pool, function()
           return closure, co
         end)))
-        assert.is_false((pcall(msys.runInPool, pool, fn, { timeout = 1 })))
+        assert.is_false((pcall(msys.runInPool, pool, fn, { timeout = -1 })))
       end
       local stat = pool:stat()
       assert.same({ 0, 0 }, { stat.job_num_queued, stat.job_num_running })

@@ -253,7 +253,7 @@ describe("what is refused:", function()
 
   local file = io.stdout
   local unknown =
-    ", expected one of backlog, concurrency, init, max_message, memory_limit, name, sessions, stack_size, when_full"
+    ", expected one of backlog, concurrency, init, interruptible, max_abandoned, max_message, memory_limit, name, sessions, stack_size, when_full"
   local creations = {
     { nil, "options must be a table, got nil" },
     { "fast", "options must be a table, got string" },
@@ -286,7 +286,8 @@ describe("what is refused:", function()
       { name = "a", memory_limit = 1 },
       "memory_limit must be a whole number from 1048576 to 70368744177664, got 1",
     },
-    { { name = "a", interruptible = false }, "option 'interruptible' is not available yet" },
+    { { name = "a", interruptible = 1 }, "interruptible must be a boolean, got number" },
+    { { name = "a", max_abandoned = -1 }, "max_abandoned must be a whole number from 0 to 1024, got -1" },
   }
   for place, case in ipairs(creations) do
     it(("create: %d. %s"):format(place, case[2]:gsub(", expected.*", "")), function()

@@ -29,6 +29,9 @@ pub enum Error {
         /// Its limit, in jobs.
         backlog: usize,
     },
+    /// Every worker of the pool is stuck in a C call.
+    #[error("{0}")]
+    PoolStuck(String),
     /// The operating system refused a thread.
     #[error("pool '{pool}' cannot start a worker: {source}")]
     NoThread {

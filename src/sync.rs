@@ -83,6 +83,11 @@ mod unmodelled {
             self.0.notify_all();
         }
 
+        /// Waits.
+        pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+            self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
+        }
+
         /// Waits, at most until `deadline`; whether it passed.
         pub(crate) fn wait_until<'a, T>(
             &self,

@@ -19,13 +19,13 @@ use crate::{
     functions::Functions,
     handles,
     lease::Lease,
-    job::{Chain, Ids, Inbox, Job, Kind, Mode, Sink, new_job},
+    job::{self, Cause, Chain, Control, Ids, Inbox, Job, Keeper, Kind, Mode, Sink, Station, Stop, deliver, new_job},
     locks::{Ancestor, Ancestors, Held, Left, Session, Wait, Wake},
     mailbox::{Mailbox, Taken},
     memory::Memory,
     origin::Origin,
-    pool::{self, Load, Pool, Turn, Worker},
-    registry,
+    pool::{Load, Pool, Turn, Worker},
+    reaper, registry,
     sleep::Rank,
     timer::Timers,
     waker::{self, SPINS, Waker},
@@ -61,6 +61,8 @@ pub enum Next {
     Timer(u64),
     /// The jobs in progress are not to wait any longer.
     Stop,
+    /// The job in this slot is to be stopped.
+    StopJob(usize, Arc<Control>),
     /// The worker is to end.
     End,
     /// The process is a fork's child: what was under way is not here.
@@ -130,6 +132,8 @@ pub enum Awaited {
     Channel(Arc<handles::Channel>),
     /// Any of some futures.
     Futures(Vec<Arc<handles::Future>>),
+    /// A token's being cancelled.
+    Token(Arc<handles::Token>),
 }
 
 fn any_has_lock(ancestors: &Ancestors) -> bool {
@@ -210,6 +214,8 @@ pub struct Vm {
     pub locks: RefCell<Vec<(Session, HeldLock)>>,
     /// What sessions of this VM wait for, by ticket: to be left when the VM ends.
     pub awaited: RefCell<FxHashMap<u64, Awaited>>,
+    /// The jobs that jobs of this VM wait for, by ticket: to be stopped with those.
+    children: RefCell<FxHashMap<u64, Arc<Control>>>,
     /// Strings that were lent to jobs whose outcomes have not come, by ticket.
     leases: RefCell<FxHashMap<u64, Vec<Arc<Lease>>>>,
 }
@@ -231,6 +237,17 @@ pub struct Order {
     pub session: Option<Session>,
     /// The submitter looks for work right after.
     pub quiet: bool,
+    /// When it is to be ended, if ever.
+    pub limits: Option<Limits>,
+}
+
+/// What ends a job before it has ended itself.
+#[derive(Debug)]
+pub struct Limits {
+    /// When the user's call was made, and how long after the job is to be over.
+    pub timeout: Option<(Instant, Duration)>,
+    /// Cancelling this ends it.
+    pub token: Option<Arc<handles::Token>>,
 }
 
 impl Vm {
@@ -273,6 +290,7 @@ impl Vm {
             origins: RefCell::default(),
             scratch: RefCell::default(),
             pools: RefCell::default(),
+            children: RefCell::default(),
             leases: RefCell::default(),
             locks: RefCell::default(),
             awaited: RefCell::default(),
@@ -316,11 +334,14 @@ impl Vm {
         }
     }
 
-    /// The job's outcome has come: nobody reads what was lent to it.
-    pub fn take_back(&self, ticket: u64) {
+    /// The job's outcome has come: nobody reads what was lent to it. But if the outcome is `early`, somebody may.
+    pub fn take_back(&self, ticket: u64, early: bool) {
         let mut leases = self.leases.borrow_mut();
         if !leases.is_empty() {
-            leases.remove(&ticket);
+            let lent = leases.remove(&ticket);
+            if early {
+                lent.iter().flatten().for_each(|lease| lease.withdraw());
+            }
         }
     }
 
@@ -383,6 +404,7 @@ impl Vm {
                 let wait = self.wait_of(ticket);
                 futures.iter().for_each(|future| future.leave(wait));
             }
+            Some(Awaited::Token(token)) => token.leave(self.wait_of(ticket)),
             Some(Awaited::Lock(session, lock)) if gone => drop(lock.abandon(session)),
             Some(Awaited::Condition(session, condition)) if gone => {
                 let knock = condition.lock.abandon(&mut handles::order(), session);
@@ -394,7 +416,7 @@ impl Vm {
     }
 
     /// This VM's sessions are gone, with what they had and waited for.
-    fn end_sessions(&self) {
+    pub fn end_sessions(&self) {
         let tickets: Vec<u64> = self.awaited.borrow().keys().copied().collect();
         for ticket in tickets {
             self.leave(ticket, true);
@@ -434,6 +456,8 @@ impl Vm {
             parcel.chain = None;
             parcel.root = None;
             parcel.ancestors = None;
+            parcel.control = None;
+            parcel.early = false;
             spare.push(job);
         }
     }
@@ -475,6 +499,7 @@ impl Vm {
         // In the parent; one that a thread there was reading would never end here.
         std::mem::forget(self.leases.take());
         std::mem::forget(self.awaited.take());
+        std::mem::forget(self.children.take());
         std::mem::forget(self.locks.take());
         if let Ok(waker) = Waker::for_host() {
             // The old one was counted as awake in the parent, and is not dropped here, like all that was under way.
@@ -508,6 +533,7 @@ impl Vm {
         parcel.ticket = order.ticket;
         parcel.sink = order.sink;
         parcel.chain = None;
+        parcel.control = None;
         let above = parent.and_then(|parent| parent.job.value.ancestors.clone());
         parcel.ancestors = match order.session {
             _ if order.mode != Mode::Sync => None,
@@ -543,6 +569,8 @@ impl Vm {
             (Some(_), Some(parent)) => parent.job.value.host().cloned(),
             (Some(_), None) => self.root.borrow().clone(),
         };
+        // What waits for it is stopped with it.
+        let is_child = order.mode == Mode::Sync && parent.is_some_and(|parent| parent.job.value.control.is_some());
         drop(running);
         if order.mode != Mode::Sync {
             let root = root.as_ref().unwrap_or(&inbox);
@@ -554,6 +582,22 @@ impl Vm {
         parcel.root = root;
         parcel.reply = Some(Arc::clone(&inbox));
         drop(inbox);
+        let control = (is_child || order.mode == Mode::Kept || order.limits.is_some()).then(|| {
+            let timeout = order.limits.as_ref().and_then(|limits| limits.timeout);
+            let keeper: Arc<dyn Keeper> = Arc::<Pool>::clone(pool);
+            let submitted = timeout.map_or_else(Instant::now, |(submitted, _)| submitted);
+            let after = timeout.map(|(_, timeout)| timeout);
+            Control::new(parcel, &pool.config.name, Arc::downgrade(&keeper), submitted, after)
+        });
+        if let Some(control) = &control {
+            if let Some(sink) = &parcel.sink {
+                sink.submitted(control);
+            }
+            if is_child {
+                self.children.borrow_mut().insert(order.ticket, Arc::clone(control));
+            }
+            parcel.control = Some(Arc::clone(control));
+        }
         let worker = self.worker.as_ref().filter(|worker| worker.pool.id == pool.id);
         let quiet = order.quiet && worker.is_some();
         if quiet {
@@ -561,7 +605,68 @@ impl Vm {
             self.quiet.set(id);
         }
         pool.submit(job, worker, quiet);
+        if let (Some(limits), Some(control)) = (order.limits, control) {
+            reaper::watch(&control);
+            if let Some(token) = limits.token {
+                token.add(&control);
+            }
+        }
         id
+    }
+
+    /// The job that is waited for under `ticket` by one that is stopped for this reason, is stopped too.
+    pub fn stop_child(&self, ticket: u64, stop: Stop) {
+        let child = self.children.borrow_mut().remove(&ticket);
+        if let Some(child) = child {
+            reaper::stop(&child, Cause::Parent(stop));
+        }
+    }
+
+    /// The futures that the job in `slot` has sent and waits for under `ticket` are stopped with it.
+    pub fn stop_awaited(&self, slot: usize, ticket: u64, stop: &Stop) {
+        let Some((id, ..)) = self.describe(slot) else { return };
+        let futures: Vec<_> = match self.awaited.borrow().get(&ticket) {
+            Some(Awaited::Futures(futures)) => futures.iter().filter(|future| future.parent() == id).cloned().collect(),
+            _ => return,
+        };
+        for future in futures {
+            future.stop(Cause::Parent(stop.clone()));
+        }
+    }
+
+    /// The worker as those see it that stop its jobs.
+    pub fn station(&self) -> Option<&Arc<Station>> {
+        self.worker.as_ref().map(Worker::station)
+    }
+
+    /// The code of the job in `slot` runs from now on, or none of a job's; whether it is to be stopped.
+    pub fn enter(&self, slot: Option<usize>) -> bool {
+        let Some(station) = self.station() else { return false };
+        let running = self.running.borrow();
+        match slot.and_then(|slot| running.get(slot)?.as_ref()) {
+            Some(running) => station.enter(running.job.value.control.as_ref()),
+            None => {
+                station.leave();
+                false
+            }
+        }
+    }
+
+    /// Why the job in `slot` is to be stopped, if it is.
+    pub fn stop_of(&self, slot: usize) -> Option<Stop> {
+        let running = self.running.borrow();
+        let control = running.get(slot)?.as_ref()?.job.value.control.as_ref();
+        let stop = control.and_then(|control| control.stop().cloned());
+        stop.or_else(|| self.station()?.stops_all().cloned())
+    }
+
+    /// The session of the job in `slot` has this number.
+    pub fn note_session(&self, slot: usize, session: Session) {
+        if let Some(Some(running)) = self.running.borrow().get(slot)
+            && let Some(control) = &running.job.value.control
+        {
+            control.session.store(session, Ordering::Release);
+        }
     }
 
     /// Makes up for a job pushed quietly.
@@ -608,6 +713,9 @@ impl Vm {
         if self.is_lost() {
             return Next::Lost;
         }
+        if let Some(worker) = &self.worker {
+            worker.station().leave();
+        }
         self.turns.set(self.turns.get().wrapping_add(1));
         let mut jobs_first = self.turns.get().is_multiple_of(JOBS_FIRST);
         loop {
@@ -620,7 +728,7 @@ impl Vm {
                 return event;
             }
             if let Some(worker) = &self.worker {
-                if self.sessions.get() == 0 && (self.full.get() || worker.is_superfluous()) {
+                if self.sessions.get() == 0 && (self.full.get() || worker.is_retired() || worker.is_superfluous()) {
                     // Full with nothing in progress: another worker, with a new VM, takes its place.
                     return Next::End;
                 }
@@ -669,7 +777,8 @@ impl Vm {
 
     /// Jobs in progress, as `find` and `idle` count them.
     fn load(&self) -> Load {
-        if self.initializing.get() || self.deep.get() || self.full.get() {
+        let is_retired = self.worker.as_ref().is_some_and(Worker::is_retired);
+        if self.initializing.get() || self.deep.get() || self.full.get() || is_retired {
             // Room for nothing but what is waited for.
             return Load { sessions: usize::MAX, waiting: 0 };
         }
@@ -724,6 +833,26 @@ impl Vm {
 
     /// An event that is here.
     fn next_event(&self) -> Option<Next> {
+        loop {
+            let next = self.next_of_any()?;
+            // One that has ended meanwhile needs no stop.
+            if let Next::StopJob(slot, control) = &next
+                && !self.runs(*slot, control)
+            {
+                continue;
+            }
+            return Some(next);
+        }
+    }
+
+    /// Whether the job with this control has this slot.
+    fn runs(&self, slot: usize, control: &Arc<Control>) -> bool {
+        let running = self.running.borrow();
+        let own = running.get(slot).and_then(|running| running.as_ref()?.job.value.control.as_ref());
+        own.is_some_and(|own| Arc::ptr_eq(own, control))
+    }
+
+    fn next_of_any(&self) -> Option<Next> {
         let mut held = self.held.borrow_mut().pop();
         if held.is_none() {
             held = self.taken.borrow_mut().next();
@@ -742,7 +871,16 @@ impl Vm {
             }
             return Some(match job.value.kind {
                 Kind::Signal => Next::Signal(job.value.ticket),
-                Kind::Job | Kind::Outcome | Kind::Report => Next::Event(job),
+                Kind::Stop => match job.value.control.take() {
+                    Some(control) => Next::StopJob(job.value.ticket as usize, control),
+                    None => Next::Nothing,
+                },
+                Kind::Job | Kind::Outcome | Kind::Report => {
+                    if job.value.kind == Kind::Outcome && !self.children.borrow().is_empty() {
+                        self.children.borrow_mut().remove(&job.value.ticket);
+                    }
+                    Next::Event(job)
+                }
             });
         }
         let mut timers = self.timers.borrow_mut();
@@ -810,9 +948,16 @@ impl Vm {
 
     /// Begins with a job, unless it has been ended while it was queued.
     fn begin(&self, worker: &Worker, job: Job) -> Option<usize> {
-        if job.value.sink.as_ref().is_some_and(|sink| !sink.begin()) {
-            pool::deliver(job, false);
-            return None;
+        if let Some(control) = &job.value.control {
+            let slot = self.vacant.borrow().last().copied().unwrap_or_else(|| self.running.borrow().len());
+            if !control.begin(worker.station(), slot) {
+                // It has been ended, or is about to be: its time is over.
+                reaper::stop(control, Cause::Timeout);
+                return None;
+            }
+            if let Some(sink) = &job.value.sink {
+                sink.begin();
+            }
         }
         worker.job_begins();
         let host = job.value.host();
@@ -929,7 +1074,7 @@ impl Vm {
     pub fn fail(&self, slot: usize, kind: &str, text: &str) {
         let Some(job) = self.vacate(slot, false) else { return };
         let Some(worker) = &self.worker else { return };
-        pool::fail(job, &worker.pool.config.name, kind, text, text);
+        job::fail(job, &worker.pool.config.name, kind, text, text);
     }
 
     /// Ends all jobs in progress, with their VM.
@@ -943,6 +1088,12 @@ impl Vm {
     /// Takes a job that has ended out of its slot.
     fn vacate(&self, slot: usize, ok: bool) -> Option<Job> {
         let running = self.running.borrow_mut().get_mut(slot)?.take()?;
+        if let Some(worker) = &self.worker {
+            worker.station().leave();
+        }
+        if let Some(control) = &running.job.value.control {
+            control.leave();
+        }
         self.vacant.borrow_mut().push(slot);
         self.sessions.set(self.sessions.get().saturating_sub(1));
         if let Some(worker) = &self.worker {
@@ -953,12 +1104,15 @@ impl Vm {
 
     fn deliver(&self, job: Job, ok: bool) {
         if ok && job.value.mode == Mode::Async {
+            if job.value.control.as_ref().is_some_and(|control| !control.finish()) {
+                return;
+            }
             if let Some(host) = job.value.host() {
                 host.end_pending();
             }
             self.return_parcel(job);
         } else {
-            pool::deliver(job, ok);
+            deliver(job, ok);
         }
     }
 

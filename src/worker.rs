@@ -3,12 +3,15 @@
 //! `pool` starts threads in [`run`]. The Lua face inside is the one that was compiled into this library, not a file: a
 //! worker finds it wherever the host got it from, and the two never differ in version.
 
-use std::{rc::Rc, sync::Arc};
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+};
 
 use mlua::{Lua, Table};
 
 use crate::{
-    host,
+    host, interrupt,
     job::Inbox,
     luajit::{ffi, lua_State},
     mailbox::Mailbox,
@@ -23,6 +26,7 @@ use crate::{
 const FACE: &[(&str, &str)] = &[
     ("msys", include_str!("../lua/msys/init.lua")),
     ("thread", include_str!("../lua/thread.lua")),
+    ("msys.cancel", include_str!("../lua/msys/cancel.lua")),
     ("msys.cdata", include_str!("../lua/msys/cdata.lua")),
     ("msys.channel", include_str!("../lua/msys/channel.lua")),
     ("msys.core", include_str!("../lua/msys/core.lua")),
@@ -44,6 +48,8 @@ const FACE: &[(&str, &str)] = &[
 pub fn run(worker: Worker) {
     let inbox = Inbox::new(Mailbox::new(Waker::for_this_thread()));
     worker.register(Arc::clone(&inbox));
+    let station = Arc::clone(worker.station());
+    interrupt::enter(&station);
     worker.enter_lua();
     // SAFETY: no preconditions.
     let state = unsafe { ffi::luaL_newstate() };
@@ -64,6 +70,11 @@ pub fn run(worker: Worker) {
             ffi::lua_gc(state, ffi::LUA_GCSETSTEPMUL, 400);
         }
     }
+    if pool.config.interruptible {
+        // SAFETY: a new state of this thread.
+        station.is_armed.store(unsafe { interrupt::arm(state) }, Ordering::Release);
+    }
+    station.set_state(state.cast());
     // The VM goes after its Lua state: finalizers may still call it.
     let mut vm = None;
     let ended = serve(state, worker, inbox, &memory, &mut vm);
@@ -79,6 +90,11 @@ pub fn run(worker: Worker) {
             pool.fail_queued(kind, &text, &text);
         }
     }
+    station.leave();
+    // SAFETY: the state is this thread's, and nothing runs in it.
+    unsafe { interrupt::calm(state, &station) };
+    station.forget_vm();
+    station.set_state(std::ptr::null_mut());
     if let Some(vm) = &vm {
         vm.withdraw();
     }
@@ -89,6 +105,16 @@ pub fn run(worker: Worker) {
         ffi::lua_close(state);
     }
     drop(vm);
+    interrupt::leave();
+}
+
+/// What is done with the VM of a thread that has ended in the middle of a job's compiled code: whoever waits for its
+/// jobs learns that, and its locks are released. Its Lua state is lost.
+fn settle_estate(vm: *mut std::ffi::c_void, text: &str) {
+    // SAFETY: the thread that had it is no more, and it has left no borrow: it was in compiled code.
+    let vm = unsafe { &*vm.cast::<Vm>() };
+    vm.fail_running("killed", text);
+    vm.end_sessions();
 }
 
 fn serve(
@@ -110,7 +136,11 @@ fn serve(
     };
     let init = worker.pool.config.init.clone();
     let vm = place.insert(Box::new(Vm::new(host::functions_of(lua)?, inbox, Some(worker), Some(Rc::clone(memory)))));
-    let native = host::open_worker(lua, &raw mut **vm)?;
+    let address = &raw mut **vm;
+    if let Some(station) = vm.station() {
+        station.set_vm(address.cast(), settle_estate);
+    }
+    let native = host::open_worker(lua, address)?;
     let package: Table = lua.globals().get("package")?;
     package.get::<Table>("loaded")?.raw_set("msys.native", native)?;
     let paths = vm.worker.as_ref().map_or(u32::MAX, |worker| worker.pool.config.paths);

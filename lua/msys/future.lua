@@ -64,15 +64,15 @@ function Future:wait(timeout)
   return unpack(outcome, 1, outcome.n)
 end
 
---- Ends the job, if it has not begun. One that runs cannot be stopped yet.
+--- Ends the job: at once, if it has not begun; one that runs is stopped, and its outcome is there within milliseconds.
 ---@param reason? string
----@return boolean cancelled
+---@return boolean cancelled  false if it had ended, or was being stopped
 function Future:cancel(reason)
   check(self, "cancel")
   if reason ~= nil and type(reason) ~= "string" then
     error("msys.future:cancel: reason must be a string, got " .. type(reason), 2)
   end
-  return native.future_cancel(self, reason or "cancelled")
+  return native.future_cancel(self, reason or "")
 end
 
 --- How far the job has come.

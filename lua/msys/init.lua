@@ -9,6 +9,7 @@ jit.off(true, true)
 local native = require "msys.native"
 local scheduler = require "msys.scheduler"
 require "msys.cdata"
+local cancel = require "msys.cancel"
 local environment = require "msys.environment"
 local future = require "msys.future"
 local locks = require "msys.locks"
@@ -29,6 +30,8 @@ local msys = {
   all = future.all,
   any = future.any,
   map = future.map,
+  canceller = cancel.canceller,
+  cancelled = cancel.cancelled,
   lock = locks.lock,
   unlock = locks.unlock,
 }

@@ -12,7 +12,8 @@ local co_status = coroutine.status
 local co_running, isyieldable = coroutine.running, coroutine.isyieldable
 local next, pairs, select, unpack, type, xpcall = next, pairs, select, unpack, type, xpcall
 local traceback = debug.traceback
-local next_event = native.next
+local next_event, enter = native.next, native.enter
+local is_worker = native.is_worker
 
 -- The loop calls C functions and resumes coroutines, which are not compiled; and after a signal the interpreter has to
 -- be the one to go on, since only it looks for the hook with which the host says "interrupted!".
@@ -21,7 +22,7 @@ jit.off(true, true)
 local scheduler = {}
 
 -- Kinds of events, as in src/host/jobs.rs.
-local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST, FAILED, STOP = 0, 1, 2, 3, 4, 5, 6, 7, 8
+local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST, FAILED, STOP, STOP_JOB = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 --- What a coroutine yields: a session that waits (with its ticket), one that lets others run, and one that has ended.
 local WAIT, YIELD, DONE = {}, {}, {}
@@ -65,6 +66,10 @@ local timed = {}
 local tickets, spare_ticket, spare_tickets = 0, {}, 0
 local ready, first, last = {}, 1, 0
 local spare = {}
+--- The sessions of a worker's jobs, by slot.
+---@type table<integer, msys.Session?>
+local jobs = {}
+scheduler.jobs = jobs
 --- Pumps on the stack; and the sessions that are in one, by that.
 local pumps = 0
 ---@type table<msys.Session, true?>
@@ -239,7 +244,7 @@ end
 function scheduler.session_number()
   local session = current or main
   if not session.number then
-    session.number = native.new_session(name_of(session))
+    session.number = native.new_session(name_of(session), session.slot)
     owner.session = session.number
   end
   return session.number
@@ -279,7 +284,10 @@ local function resumed(session, previous, depth, ok, tag)
     return
   elseif tag == DONE then
     if session.number then release_locks(session) end
-    session.slot = nil
+    if session.slot then
+      jobs[session.slot] = nil
+      session.slot = nil
+    end
     if session.counted then
       session.counted = nil
       sessions = sessions - 1
@@ -308,9 +316,11 @@ local function resumed(session, previous, depth, ok, tag)
   end
 end
 
+--- Resumes one that has not just been begun.
 local function resume(session, ...)
   local previous = current
   session_in_hand = session
+  if is_worker then enter(session.slot or -1) end
   current = session
   owner.session = session.number or 0
   set_tls(session)
@@ -345,7 +355,12 @@ end
 --- Runs `run(...)` as a new session, now.
 ---@param run async fun(...: any)
 function scheduler.start(run, ...)
-  return resume(take_session(), run, ...)
+  local session, previous = take_session(), current
+  session_in_hand = session
+  current = session
+  owner.session = session.number or 0
+  set_tls(session)
+  return resumed(session, previous, pumps, co_resume(session.co, run, ...))
 end
 
 --- Notes an error that a session let through: whether that is Ctrl-C, which is meant for the program, so that its exit
@@ -493,8 +508,11 @@ end
 ---@param text string
 ---@param kind string  of the outcome, if the session is a job and lets the error through
 local function stop(session, text, kind)
-  session.stop = { text = text, kind = kind }
+  session.stop = session.stop or { text = text, kind = kind }
   local ticket = session.pumping
+  if session.slot then
+    native.stop_child(session.slot, ticket or session.ticket or 0, session.stop.kind, session.stop.text)
+  end
   if ticket then
     -- It takes this when it is on top of the stack again.
     arrived[ticket] = { n = 1, STOPPED }
@@ -513,15 +531,12 @@ end
 
 --- Stops all jobs of a worker, whose pool ends without waiting for them.
 local function stop_jobs(text, kind)
-  local jobs = {}
-  for _, waiter in pairs(waiting) do
-    if type(waiter) == "table" and waiter.slot then jobs[#jobs + 1] = waiter end
+  local all = {}
+  for _, session in pairs(jobs) do
+    all[#all + 1] = session
   end
-  for session in pairs(in_pump) do
-    if session.slot then jobs[#jobs + 1] = session end
-  end
-  for _, session in ipairs(jobs) do
-    stop(session, text, kind)
+  for _, session in ipairs(all) do
+    if session.slot then stop(session, text, kind) end
   end
 end
 
@@ -549,6 +564,10 @@ local function handle(kind, ...)
     end
   elseif kind == LOST then
     lose_everything()
+  elseif kind == STOP_JOB then
+    local slot, why, text = ...
+    local session = jobs[slot]
+    if session then stop(session, text, why) end
   elseif kind == STOP then
     stop_jobs(...)
   elseif kind == END then
@@ -646,6 +665,7 @@ local function pumped_out(session, before, ...)
   pumps = pumps - 1
   session.pumping = before
   if not before then in_pump[session] = nil end
+  if is_worker then enter(session.slot or -1) end
   left_over()
   return ...
 end
@@ -706,9 +726,16 @@ end
 
 --- Lets others run on top of the stack.
 local function yield_in_place()
+  local session = current
   run_ready()
   handle(next_event(false))
+  if is_worker then enter(session and session.slot or -1) end
   left_over()
+end
+
+--- Raises in a session that is to end.
+local function check_stop()
+  if current and current.stop then error(current.stop.text, 0) end
 end
 
 --- Lets others run.
@@ -719,6 +746,9 @@ function scheduler.yield()
   else
     yield_in_place()
   end
+  -- A call, so that the slot of the last one keeps a function: until 2023, LuaJIT looks there when memory runs out in
+  -- compiled code.
+  return check_stop()
 end
 
 scheduler.now = native.clock

@@ -26,9 +26,6 @@ local QUIET, SCANNED, NOT_IN_PLACE, MEASURE = 1, 2, 8, 32
 
 local SCHED = core.ECTP_COMPLETE_CALLBACK_SCHED
 
---- Options that later versions give a meaning; until then they are refused, and not ignored.
----@type table<any, boolean?>
-local NOT_YET = { timeout = true, cancel = true }
 --- As many as a call can surely pass.
 local MOST_ARGS = 7000
 
@@ -39,6 +36,8 @@ local OPTION_TYPES = {
   mode = "number",
   name = "string",
   in_place = "boolean",
+  timeout = "number",
+  cancel = "userdata",
 }
 
 --- What a job is made of, by the names that errors give it.
@@ -51,9 +50,54 @@ local function roots_of(closure, completion, ...)
   return roots
 end
 
---- Sends a job. Gives its id, or nil, a reason and a text: "shutdown" is an outcome, the rest is raised.
+--- What ends a job before it ends itself, as `native.submit` takes it: seconds, when they began, a token.
+---@param timeout? number
+---@param cancel? msys.Canceller
+---@return table? limits
+local function limits_of(timeout, cancel)
+  if timeout or cancel then return { timeout or false, native.clock(), cancel or false } end
+end
+submit.limits_of = limits_of
+
+--- Why a job is not to be sent any more, if so: "timeout" or "cancelled", and a text.
+local function over(limits, pool)
+  local timeout, since, token = limits[1], limits[2], limits[3]
+  if token then
+    local is_cancelled, why = native.cancelled(token)
+    if is_cancelled then
+      local text = "msys: a job was cancelled before pool '%s' had room for it%s"
+      return "cancelled", text:format(threadpool.name_of(pool), why ~= "" and ": " .. why or "")
+    end
+  end
+  if timeout and native.clock() >= since + timeout then
+    local text = "msys: a job timed out after %.14g s, before pool '%s' had room for it"
+    return "timeout", text:format(timeout, threadpool.name_of(pool))
+  end
+end
+
+--- Waits for room in a pool's queue; gives why the job is not to be sent any more, if so.
 ---@async
-local function send(flags, pool, mode, ticket, name, closure, completion, ...)
+local function await_room(pool, limits)
+  local room = scheduler.wait_ticket()
+  if limits then
+    local reason, text = over(limits, pool)
+    if reason then return reason, text end
+    if limits[1] then native.timer(math.max(0, limits[1] + limits[2] - native.clock()), room) end
+    if limits[3] then native.await_cancel(limits[3], room) end
+  end
+  native.await_room(pool, room)
+  local expired = scheduler.wait(room) == true
+  if limits then
+    if limits[1] and not expired then native.end_timer(room) end
+    native.leave(room, false)
+    return over(limits, pool)
+  end
+end
+
+--- Sends a job. Gives its id, or nil, a reason and a text: "shutdown", "timeout" and "cancelled" are outcomes, the rest
+--- is raised.
+---@async
+local function send(flags, pool, mode, ticket, name, limits, closure, completion, ...)
   local session = current()
   local id, reason, value, why = native_submit(
     pool,
@@ -63,6 +107,7 @@ local function send(flags, pool, mode, ticket, name, closure, completion, ...)
     numbered.session,
     name,
     flags,
+    limits,
     closure,
     completion,
     ...
@@ -71,15 +116,14 @@ local function send(flags, pool, mode, ticket, name, closure, completion, ...)
     return id
   elseif reason == "scan" then
     names.scan()
-    return send(flags + SCANNED, pool, mode, ticket, name, closure, completion, ...)
+    return send(flags + SCANNED, pool, mode, ticket, name, limits, closure, completion, ...)
   elseif reason == "full" then
-    local room = new_ticket()
-    native.await_room(pool, room)
-    scheduler.wait(room)
-    return send(flags, pool, mode, ticket, name, closure, completion, ...)
+    local why_not, text = await_room(pool, limits)
+    if why_not then return nil, why_not, text end
+    return send(flags, pool, mode, ticket, name, limits, closure, completion, ...)
   elseif reason == "lost" then
     scheduler.lose_everything()
-    return send(flags, pool, mode, ticket, name, closure, completion, ...)
+    return send(flags, pool, mode, ticket, name, limits, closure, completion, ...)
   elseif reason == "refused" then
     return nil, reason, "cannot send " .. refusal.explain(roots_of(closure, completion, ...), value, why)
   elseif reason == "large" then
@@ -92,6 +136,7 @@ local function send(flags, pool, mode, ticket, name, closure, completion, ...)
       nil,
       name,
       measure,
+      nil,
       closure,
       completion,
       ...
@@ -103,21 +148,23 @@ local function send(flags, pool, mode, ticket, name, closure, completion, ...)
   return nil, reason, tostring(value)
 end
 
---- The outcome of a job that a pool that was shut down did not take.
-local function shut_down(text, pool)
-  return false, text, { kind = "shutdown", pool = threadpool.name_of(pool), traceback = text }
+--- The outcome of a job that was not taken: the pool was shut down, or its time was over before.
+local function not_taken(kind, text, pool)
+  return false, text, { kind = kind, pool = threadpool.name_of(pool), traceback = text }
 end
+
+local OUTCOMES = { shutdown = true, timeout = true, cancelled = true }
 
 --- Checks an options table; gives its fields, or nil and what is wrong.
 local function check_options(options)
   for key, value in pairs(options) do
-    if NOT_YET[key] then
-      return nil, ("option '%s' is not available yet"):format(key)
-    elseif not OPTION_TYPES[key] then
-      return nil,
-        ("unknown option '%s', expected one of args, async, completion, in_place, mode, name"):format(
-          tostring(key)
-        )
+    if not OPTION_TYPES[key] then
+      local known = "args, async, cancel, completion, in_place, mode, name, timeout"
+      return nil, ("unknown option '%s', expected one of %s"):format(tostring(key), known)
+    elseif key == "cancel" then
+      if getmetatable(value) ~= "msys.canceller" then
+        return nil, ("option 'cancel' must be what msys.canceller gives, got %s"):format(type(value))
+      end
     elseif type(value) ~= OPTION_TYPES[key] then
       return nil, ("option '%s' must be a %s, got %s"):format(key, OPTION_TYPES[key], type(value))
     end
@@ -129,6 +176,10 @@ local function check_options(options)
       return nil, ("option 'args' must have from 0 to %d items, got %s"):format(MOST_ARGS, tostring(n))
     end
   end
+  local timeout = options.timeout
+  if timeout and not (timeout >= 0) then -- luacheck: ignore 581 (NaN is refused too)
+    return nil, ("option 'timeout' must not be negative, got %s"):format(timeout)
+  end
   if options.async == false and options.completion then
     return nil, "option 'completion' needs an asynchronous job, and 'async' is false"
   end
@@ -137,7 +188,7 @@ end
 
 --- Runs a job as `options` say, with the arguments behind.
 ---@async
-local function run(flags, given, pool, closure, async, completion, mode, name, ...)
+local function run(flags, given, pool, closure, async, completion, mode, name, limits, ...)
   threadpool.follow_paths()
   local ticket = new_ticket()
   local how, in_pool = SYNC, nil
@@ -149,7 +200,7 @@ local function run(flags, given, pool, closure, async, completion, mode, name, .
   -- A synchronous job of a worker's own pool is most likely the next that this worker runs: no other need be woken.
   local quiet = (how == SYNC and is_idle()) and QUIET or 0
   local id, reason, text =
-    send(flags + environment.flags + quiet, pool, how, ticket, name, closure, in_pool, ...)
+    send(flags + environment.flags + quiet, pool, how, ticket, name, limits, closure, in_pool, ...)
   if id then
     if how == SYNC then
       return nil, scheduler.wait(ticket)
@@ -162,29 +213,30 @@ local function run(flags, given, pool, closure, async, completion, mode, name, .
     return nil
   end
   scheduler.release(ticket)
-  if reason ~= "shutdown" then return text end
+  if not OUTCOMES[reason] then return text end
   -- The name may be another pool's by now.
-  local successor = threadpool.resolve(given)
+  local successor = reason == "shutdown" and threadpool.resolve(given)
   if successor and successor ~= pool then
-    return run(flags, given, successor, closure, async, completion, mode, name, ...)
+    return run(flags, given, successor, closure, async, completion, mode, name, limits, ...)
   end
   if how == SYNC then
-    return nil, shut_down(text, pool)
+    return nil, not_taken(reason, text, pool)
   elseif completion then
-    scheduler.spawn(completion, shut_down(text, pool))
+    scheduler.spawn(completion, not_taken(reason, text, pool))
   else
-    local _, err, info = shut_down(text, pool)
+    local _, err, info = not_taken(reason, text, pool)
     submit.report(err, info)
   end
   return nil
 end
+submit.run = run
 
 --- Sends a job whose outcome is kept: gives nil and the future, or what is wrong, and whether that is that the pool is
 --- full.
 ---@async
 function submit.keep(given, pool, closure, name, ...)
   threadpool.follow_paths()
-  local fut, reason, text = send(environment.flags, pool, KEPT, 0, name, closure, nil, ...)
+  local fut, reason, text = send(environment.flags, pool, KEPT, 0, name, nil, closure, nil, ...)
   if fut then return nil, fut end
   if reason ~= "shutdown" then return text, nil, reason == "backlog" end
   -- The name may be another pool's by now.
@@ -247,6 +299,7 @@ function submit.runInPool(pool, closure, third, mode)
       third.completion,
       third.mode,
       third.name,
+      limits_of(third.timeout, third.cancel),
       unpack(args, 1, args.n or #args)
     )
   )

@@ -98,6 +98,8 @@ local OPTION_TYPES = {
   backlog = "number",
   concurrency = "number",
   init = "function",
+  interruptible = "boolean",
+  max_abandoned = "number",
   max_message = "number",
   memory_limit = "number",
   name = "string",
@@ -136,9 +138,6 @@ function threadpool.create(options)
   local plain = {}
   ---@cast options table<any, any>
   for key, value in pairs(options) do
-    if key == "interruptible" then
-      error(("msys.threadpool.create: option '%s' is not available yet"):format(key), 2)
-    end
     local text = wrong_type(key, value)
     if text then error("msys.threadpool.create: " .. text, 2) end
     plain[key] = value

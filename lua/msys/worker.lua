@@ -13,14 +13,16 @@ local shared = require "msys.shared"
 
 local error, select, type, xpcall = error, select, type, xpcall
 local native_open, native_finish = native.open, native.finish
+local native_stopped = native.stopped
 local current, failure = scheduler.current, scheduler.failure
+local jobs = scheduler.jobs
 
 jit.off(true, true)
 
 local bor, find = bit.bor, string.find
 
 -- Flags of `native.finish`, as in src/host/jobs.rs.
-local SCANNED, NO_CHANGES, MEASURE, OURS = 2, 16, 32, 64
+local SCANNED, NO_CHANGES, MEASURE, OURS, STOPPED = 2, 16, 32, 64, 128
 
 local worker = {}
 
@@ -112,6 +114,7 @@ local function finish(flags, slot, ok, ...)
   local sent, reason, value, why = native_finish(slot, flags, ok, ...)
   if sent then
     local session = current() --[[@as msys.Session]]
+    jobs[slot] = nil
     session.slot = nil
     -- The memory's limit was met.
     if reason then collect_garbage() end
@@ -119,14 +122,19 @@ local function finish(flags, slot, ok, ...)
   elseif reason == "scan" then
     names.scan()
     return finish(bor(flags, SCANNED), slot, ok, ...)
+  elseif reason == "stopped" then
+    local kind, text = native_stopped(slot)
+    local id, pool, name = native.describe(slot)
+    local info = { kind = kind, pool = pool, job = id, name = name, traceback = text }
+    return finish(NO_CHANGES + OURS + STOPPED, slot, false, text, info)
   end
   local id, pool, name = native.describe(slot)
   local old = not ok and select(2, ...)
   local text
-  local next_flags = SCANNED + NO_CHANGES + OURS
+  local next_flags = bor(flags, SCANNED + NO_CHANGES + OURS)
   if reason == "refused" then
     text = unsendable(value, why, ok, ...)
-    next_flags = SCANNED + OURS
+    next_flags = bor(bor(flags, SCANNED + NO_CHANGES + OURS) - NO_CHANGES, 0)
   elseif reason == "large" then
     local size = native_finish(slot, bor(flags, MEASURE), ok, ...)
     text = too_large(value, size, slot, pool, ...)
@@ -165,39 +173,52 @@ local function complete(slot, completion, ...)
 end
 
 --- Sends an outcome when the job has no more to do. Who waits for it is to find the job's locks free.
-local function settle(session, slot, ...)
+local function settle(flags, session, slot, ...)
   if session.number then scheduler.release_locks(session) end
-  return finish(0, slot, ...)
+  return finish(flags, slot, ...)
 end
 
 --- Ends a job with what its closure gave.
 local function ended(session, slot, ok, ...)
   local completion = session.completion
   session.completion = nil
+  local flags, kind, text = 0, nil, nil
+  if completion or not ok then
+    -- What the job is stopped for is not for its completion.
+    kind, text = native_stopped(slot)
+    if kind then flags, ok = STOPPED + NO_CHANGES, false end
+  end
   if ok then
     if completion then complete(slot, completion, true, ...) end
-    return settle(session, slot, true, ...)
+    return settle(completion and STOPPED or 0, session, slot, true, ...)
   end
   local err, info = scheduler.explain((...), about(slot))
-  local stop = session.stop
-  if stop and type(err) == "string" and find(err, stop.text, 1, true) then info.kind = stop.kind end
+  if kind then
+    err, info.kind = text, kind
+  else
+    local stop = session.stop
+    if stop and type(err) == "string" and find(err, stop.text, 1, true) then info.kind = stop.kind end
+  end
   if completion then
+    session.stop = nil
     -- The completion has the outcome, so the failure is not reported a second time.
     complete(slot, completion, false, err, info)
-    return settle(session, slot, true)
+    return settle(STOPPED, session, slot, true)
   end
-  return settle(session, slot, false, err, info)
+  return settle(flags, session, slot, false, err, info)
 end
 
 local function run_job(slot)
   local session = current() --[[@as msys.Session]]
   session.slot = slot
+  jobs[slot] = session
   return ended(session, slot, xpcall(open, failure, session, slot))
 end
 
 --- Ends a job, if one is given, whose outcome cannot be sent in any other way, because that has failed with `err`; or
 --- which could not begin.
 local function fail_job(slot, err)
+  if slot then jobs[slot] = nil end
   local short = err == "not enough memory"
   if slot then
     if short then

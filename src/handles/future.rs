@@ -5,12 +5,13 @@
 //!
 //! A failure that nobody has asked for is reported when the last handle goes: errors are never lost.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::{Alive, Knock, Wait, kind};
 use crate::{
-    job::{Inbox, Kind, Sink, new_job},
+    job::{Cause, Control, Inbox, Kind, Sink, new_job},
     locks::Wake,
+    reaper,
     sync::Mutex,
     wire::{Message, Object},
 };
@@ -40,6 +41,9 @@ pub struct Future {
     inner: Mutex<Inner>,
     /// The host to which a failure is reported that nobody asks for.
     root: Arc<Inbox>,
+    /// The job that has sent it, or 0; and its own.
+    parent: u64,
+    control: OnceLock<Arc<Control>>,
     _alive: Alive,
 }
 
@@ -57,9 +61,25 @@ pub enum Status {
 }
 
 impl Future {
-    /// Of a job that is about to be sent in the name of `root`.
-    pub fn new(root: Arc<Inbox>) -> Self {
-        Self { inner: Mutex::default(), root, _alive: Alive::default() }
+    /// Of a job that is about to be sent in the name of `root`, by the job `parent` (0 for none).
+    pub fn new(root: Arc<Inbox>, parent: u64) -> Self {
+        Self { inner: Mutex::default(), root, parent, control: OnceLock::new(), _alive: Alive::default() }
+    }
+
+    /// The job that has sent it; 0 for none.
+    pub fn parent(&self) -> u64 {
+        self.parent
+    }
+
+    /// Stops its job; whether that had not ended, nor been stopped before.
+    pub fn stop(&self, cause: Cause) -> bool {
+        let Some(control) = self.control.get() else { return false };
+        let stops = reaper::stop(control, cause);
+        if stops {
+            // Whoever does that knows how it ends.
+            self.inner.lock().observed = true;
+        }
+        stops
     }
 
     /// How far it has come, and whether somebody has asked for the outcome.
@@ -97,30 +117,15 @@ impl Future {
     pub fn leave(&self, wait: Wait) {
         self.inner.lock().waiters.retain(|other| other.wait() != wait);
     }
-
-    /// Ends it in the place of its job, if that has not begun: whether it had not.
-    pub fn end_if_queued(&self, outcome: Message) -> bool {
-        let mut inner = self.inner.lock();
-        if !matches!(inner.state, State::Queued) {
-            return false;
-        }
-        inner.state = State::Ended { ok: false, outcome: Arc::new(outcome) };
-        inner.observed = true;
-        let waiters = std::mem::take(&mut inner.waiters);
-        drop(inner);
-        waiters.into_iter().for_each(Wake::wake);
-        true
-    }
 }
 
 impl Sink for Future {
-    fn begin(&self) -> bool {
-        let mut inner = self.inner.lock();
-        if !matches!(inner.state, State::Queued) {
-            return false;
-        }
-        inner.state = State::Running;
-        true
+    fn submitted(&self, control: &Arc<Control>) {
+        let _ = self.control.set(Arc::clone(control));
+    }
+
+    fn begin(&self) {
+        self.inner.lock().state = State::Running;
     }
 
     fn end(&self, outcome: Message, ok: bool) {

@@ -9,6 +9,7 @@ mod future;
 mod mutex;
 mod stored;
 mod table;
+mod token;
 
 use std::sync::{
     Arc, Weak,
@@ -25,10 +26,11 @@ pub use mutex::{Condition, Mutex, RwLock};
 pub use crate::locks::{Left, Received, Sent, Wait};
 pub use stored::{Packed, Stored, bury, new_id};
 pub use table::{Key, OwnedKey, Table};
+pub use token::Token;
 
 use crate::{
     job::{Inbox, signal},
-    locks::{self, Waits, Wake},
+    locks::{self, Session, Waits, Wake},
     sync,
 };
 
@@ -43,8 +45,9 @@ pub mod kind {
     pub const TABLE: u32 = 6;
     pub const BUFFER: u32 = 7;
     pub const FUTURE: u32 = 8;
+    pub const TOKEN: u32 = 9;
     /// How many numbers there are, with 0 for none.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 }
 
 /// Counts the objects of the process: each has one.
@@ -96,6 +99,72 @@ impl Wake for Knock {
     }
 }
 
+/// A lock that somebody may have to release in its holder's place.
+enum Lock {
+    Mutex(Weak<Mutex>),
+    RwLock(Weak<RwLock>),
+}
+
+impl Lock {
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Mutex(mutex) => mutex.strong_count() == 0,
+            Self::RwLock(lock) => lock.strong_count() == 0,
+        }
+    }
+}
+
+/// All of the process, and at how many those that are gone are sorted out.
+static LOCKS: sync::Mutex<(Vec<Lock>, usize)> = sync::Mutex::new((Vec::new(), 64));
+
+fn remember(lock: Lock) {
+    let mut guard = LOCKS.lock();
+    let (locks, purge) = &mut *guard;
+    if locks.len() >= *purge {
+        locks.retain(|lock| !lock.is_gone());
+        *purge = 64.max(2 * locks.len());
+    }
+    locks.push(lock);
+}
+
+/// A new mutex without a name.
+pub fn new_mutex(kind: locks::Kind) -> Arc<Mutex> {
+    let mutex = Arc::new(Mutex::new(kind, None));
+    remember(Lock::Mutex(Arc::downgrade(&mutex)));
+    mutex
+}
+
+/// A new reader-writer lock.
+pub fn new_rwlock() -> Arc<RwLock> {
+    let lock = Arc::new(RwLock::default());
+    remember(Lock::RwLock(Arc::downgrade(&lock)));
+    lock
+}
+
+/// Releases all locks that a session has, which will not do it itself; 0 is none.
+pub fn release(session: Session) {
+    if session == 0 {
+        return;
+    }
+    let (mut mutexes, mut rwlocks) = (Vec::new(), Vec::new());
+    for lock in &LOCKS.lock().0 {
+        match lock {
+            Lock::Mutex(mutex) => mutexes.extend(mutex.upgrade()),
+            Lock::RwLock(lock) => rwlocks.extend(lock.upgrade()),
+        }
+    }
+    let mut order = order();
+    let mut knocks: Vec<Knock> = Vec::new();
+    for mutex in &mutexes {
+        knocks.extend(mutex.lock.abandon(&mut order, session).0);
+    }
+    for lock in &rwlocks {
+        knocks.extend(lock.lock.abandon(&mut order, session).0);
+    }
+    drop(order);
+    knocks.into_iter().for_each(Wake::wake);
+}
+
 type Named = FxHashMap<Box<[u8]>, Weak<Mutex>>;
 
 /// The mutexes that have a name, as long as anybody has them.
@@ -114,6 +183,7 @@ pub fn named_mutex(name: &[u8]) -> Arc<Mutex> {
     }
     let mutex = Arc::new(Mutex::new(locks::Kind::Normal, Some(name)));
     named.insert(name.into(), Arc::downgrade(&mutex));
+    remember(Lock::Mutex(Arc::downgrade(&mutex)));
     mutex
 }
 

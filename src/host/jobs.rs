@@ -5,7 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use super::{CHANGES, DECODE, ENCODE, HANDLES, objects::push_object, text, vm};
+use super::{
+    CHANGES, DECODE, ENCODE, HANDLES,
+    objects::push_object,
+    stops::{calm, enter_job, limits_at, push_stop},
+    text, vm,
+};
 use crate::{
     changes::{self, Wanted},
     decode::{self, Role},
@@ -49,6 +54,7 @@ mod kind {
     pub(super) const LOST: f64 = 6.0;
     pub(super) const FAILED: f64 = 7.0;
     pub(super) const STOP: f64 = 8.0;
+    pub(super) const STOP_JOB: f64 = 9.0;
 }
 
 /// Flags of `submit` and `finish`; `lua/msys/submit.lua` and `worker.lua` have the same.
@@ -61,6 +67,8 @@ const NOT_IN_PLACE: u32 = 8;
 const NO_CHANGES: u32 = 16;
 /// Of `finish`: the failure is one of ours.
 const OURS: u32 = 64;
+/// Of `finish`: it is known that the job was stopped.
+const STOPPED: u32 = 128;
 /// Of both: send nothing, give the message's size, whatever the limit is.
 const MEASURE: u32 = 32;
 
@@ -196,10 +204,10 @@ pub(super) unsafe fn failed(state: *mut lua_State, reason: &[u8], text: &str) ->
     }
 }
 
-/// `submit(pool, mode, ticket, slot, session, name, flags, closure, completion, args…)` → the job's id (or size), or
+/// `submit(pool, mode, ticket, slot, session, name, flags, limits, closure, completion, args…)` → the job's id (or size), or
 /// nil, reason, value, why
 unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
-    const LEADING: c_int = 7;
+    const LEADING: c_int = 8;
     // SAFETY: a C function of ours. What cannot be unwound is in `encode_top`; the rest pushes short strings at most.
     unsafe {
         let vm = vm(state);
@@ -253,15 +261,20 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
             vm.functions.store(state, vm.functions.kept, ticket as c_int);
             vm.lend(ticket as u64, &job.value.message.lent);
         }
-        let future = (mode == Mode::Kept).then(|| Arc::new(Future::new(vm.host_of(slot_at(state, 4)))));
+        let slot = slot_at(state, 4);
+        let future = (mode == Mode::Kept).then(|| {
+            let parent = slot.and_then(|slot| vm.describe(slot)).map_or(0, |(id, ..)| id);
+            Arc::new(Future::new(vm.host_of(slot), parent))
+        });
         let order = Order {
             sink: future.clone().map(|future| -> Arc<dyn Sink> { future }),
             mode,
             ticket: ffi::lua_tonumber(state, 3) as u64,
-            slot: slot_at(state, 4),
+            slot,
             session: slot_at(state, 5).map(|session| session as u64).filter(|session| *session != 0),
             name: text(state, 6),
             quiet: flags & QUIET != 0,
+            limits: limits_at(state, LEADING),
         };
         if let Some(future) = future {
             // What may raise comes before the job is sent.
@@ -279,7 +292,8 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
 /// `next(block, deep, ticket)`, the ticket being that of the caller if it cannot do anything else meanwhile → a kind
 /// and what belongs to it: nothing · job (slot, whether `paths_of` has other paths, whether memory is short) · outcome
 /// (ticket, values…) · report (false, error, info) · require (name) · end · lost · failed, of an outcome or report that
-/// could not be decoded (ticket or nil, error, pool, job) · stop, of all jobs' waits (error, kind)
+/// could not be decoded (ticket or nil, error, pool, job) · stop, of all jobs' waits (error, kind) · stop job, of one
+/// (slot, kind, text)
 unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; no Rust value is live across a push that can raise but the parcel, which an
     // unwinding would drop with its message.
@@ -327,6 +341,13 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
                 push_bytes(state, format!("msys: {text}").as_bytes());
                 push_bytes(state, b"shutdown");
                 3
+            }
+            Next::StopJob(slot, control) => {
+                let stop = control.stop().cloned();
+                drop(control);
+                ffi::lua_pushnumber(state, kind::STOP_JOB);
+                ffi::lua_pushnumber(state, slot as f64);
+                2 + stop.map_or(0, |stop| push_stop(state, &stop))
             }
             Next::Lost => {
                 ffi::lua_pushnumber(state, kind::LOST);
@@ -402,7 +423,7 @@ unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job, awaited: Option<u64>) 
             ffi::lua_error(state);
         }
         if let Some(ticket) = kept {
-            vm.take_back(ticket);
+            vm.take_back(ticket, job.value.early);
             ffi::lua_pushnil(state);
             vm.functions.store(state, vm.functions.kept, ticket as c_int);
         }
@@ -443,6 +464,7 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         };
         // The session's coroutine may have served a job that set the environment of its thread.
         vm.functions.reset_environment(state);
+        enter_job(state, vm, Some(slot));
         if let Some(module) = missing_module(state, vm, &message) {
             vm.put_message(slot, message, None);
             push_bytes(state, module.as_bytes());
@@ -481,6 +503,10 @@ unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
             push_bytes(state, b"msys.native.finish: no such job");
             ffi::lua_error(state)
         };
+        // It was stopped as it ended, or has caught what was raised, with its last call.
+        if flags & (STOPPED | MEASURE) == 0 && vm.stop_of(slot).is_some() {
+            return failed(state, b"stopped", "");
+        }
         // Nobody reads the results of an asynchronous job.
         if mode != Mode::Async || !ok {
             // A failure of our own making is small, and has to get through.
@@ -502,6 +528,7 @@ unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
         }
         // What the session's coroutine runs next has nothing to do with this job's environment, nor with its hook.
         vm.functions.reset_environment(state);
+        calm(state, vm);
         end_hook(state);
         forget_origin(state, vm, slot);
         vm.end(slot, ok);
@@ -556,6 +583,7 @@ unsafe extern "C-unwind" fn fail(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         let slot = ffi::lua_tonumber(state, 1) as usize;
         let (kind, text) = (text(state, 2).unwrap_or_default(), text(state, 3).unwrap_or_default());
+        calm(state, vm);
         end_hook(state);
         forget_origin(state, vm, slot);
         vm.fail(slot, &kind, &text);

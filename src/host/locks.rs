@@ -146,7 +146,7 @@ unsafe fn refuse(state: *mut lua_State, text: String) -> c_int {
     2
 }
 
-/// `new_session(name)` → a number for the session that has this name in messages
+/// `new_session(name, slot or nil)` → a number for the session that has this name in messages, and is this job
 unsafe extern "C-unwind" fn new_session(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -154,6 +154,9 @@ unsafe extern "C-unwind" fn new_session(state: *mut lua_State) -> c_int {
         let session = vm.new_session();
         let name = text(state, 1).map_or_else(String::new, |name| name.to_string());
         handles::order().name(session, name);
+        if let Some(slot) = slot_at(state, 2) {
+            vm.note_session(slot, session);
+        }
         give(state, session as f64)
     }
 }
@@ -184,7 +187,8 @@ unsafe extern "C-unwind" fn mutex(state: *mut lua_State) -> c_int {
             2 => Kind::ErrorCheck,
             _ => Kind::Normal,
         };
-        push_new(state, Mutex::new(kind, None));
+        let mutex: Arc<dyn Object> = handles::new_mutex(kind);
+        push_object(state, &mutex);
     }
     1
 }
@@ -202,7 +206,10 @@ unsafe extern "C-unwind" fn named_mutex(state: *mut lua_State) -> c_int {
 /// `rwlock()` → a handle
 unsafe extern "C-unwind" fn rwlock(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
-    unsafe { push_new(state, RwLock::default()) };
+    unsafe {
+        let lock: Arc<dyn Object> = handles::new_rwlock();
+        push_object(state, &lock);
+    }
     1
 }
 

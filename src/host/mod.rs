@@ -13,6 +13,7 @@ mod names;
 mod objects;
 mod pools;
 mod shared;
+mod stops;
 mod waits;
 
 use std::{
@@ -94,7 +95,7 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
     // SAFETY: in protected mode, on the VM's thread; leaves one table.
     let table: Table = unsafe {
         lua.exec_raw((), |state| {
-            ffi::lua_createtable(state, 0, 96);
+            ffi::lua_createtable(state, 0, 112);
             let block = ffi::lua_newuserdata(state, size_of::<Block>()).cast::<Block>();
             block.write(Block { vm, owned });
             ffi::lua_createtable(state, 0, 1);
@@ -109,7 +110,8 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
                 .chain(waits::FUNCTIONS)
                 .chain(names::FUNCTIONS)
                 .chain(locks::FUNCTIONS)
-                .chain(shared::FUNCTIONS) {
+                .chain(shared::FUNCTIONS)
+                .chain(stops::FUNCTIONS) {
                 for _ in 0..4 {
                     ffi::lua_pushvalue(state, -4);
                 }

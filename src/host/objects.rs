@@ -35,6 +35,7 @@ const NAMES: [&CStr; kind::COUNT] = [
     c"thread.shared",
     c"thread.buffer",
     c"msys.future",
+    c"msys.canceller",
 ];
 
 /// Its address stands in the metatables of handles, and in no others.

@@ -52,7 +52,6 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"future_wait", future_wait),
     (c"future_outcome", future_outcome),
     (c"future_status", future_status),
-    (c"future_cancel", future_cancel),
 ];
 
 /// What became of sending and receiving; `lua/msys/channel.lua` has the same.
@@ -532,7 +531,7 @@ unsafe extern "C-unwind" fn failed_future(state: *mut lua_State) -> c_int {
     unsafe {
         let vm = vm(state);
         let (text, pool) = (text(state, 1).unwrap_or_default(), text(state, 2).unwrap_or_default());
-        let future = Future::new(vm.host_of(None));
+        let future = Future::new(vm.host_of(None), 0);
         let mut message = Message::default();
         outcome::failure(&mut message, &text, &text, "shutdown", &pool, 0);
         future.end(message, false);
@@ -595,17 +594,4 @@ unsafe extern "C-unwind" fn future_status(state: *mut lua_State) -> c_int {
         ffi::lua_pushboolean(state, c_int::from(observed));
     }
     2
-}
-
-/// `future_cancel(future, text)` → whether it had not begun, and now will not
-unsafe extern "C-unwind" fn future_cancel(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        let Some(future) = object_at::<Future>(state, 1, kind::FUTURE) else { return 0 };
-        let text = text(state, 2).unwrap_or_default();
-        let mut message = Message::default();
-        outcome::failure(&mut message, &text, &text, "cancelled", "", 0);
-        ffi::lua_pushboolean(state, c_int::from(future.end_if_queued(message)));
-    }
-    1
 }

@@ -75,10 +75,15 @@ unsafe extern "C-unwind" fn end_timer(state: *mut lua_State) -> c_int {
 
 /// `clock()` → seconds, of a clock that only goes forward
 unsafe extern "C-unwind" fn clock(state: *mut lua_State) -> c_int {
-    static BEGIN: OnceLock<Instant> = OnceLock::new();
     // SAFETY: a C function of ours.
-    unsafe { ffi::lua_pushnumber(state, BEGIN.get_or_init(Instant::now).elapsed().as_secs_f64()) };
+    unsafe { ffi::lua_pushnumber(state, clock_begin().elapsed().as_secs_f64()) };
     1
+}
+
+/// When the clock was 0.
+pub(super) fn clock_begin() -> Instant {
+    static BEGIN: OnceLock<Instant> = OnceLock::new();
+    *BEGIN.get_or_init(Instant::now)
 }
 
 /// `await_room(pool, ticket)`

@@ -43,6 +43,10 @@ pub struct Options {
     pub max_message: Option<f64>,
     /// The most memory of a worker's VM, in bytes.
     pub memory_limit: Option<f64>,
+    /// Whether compiled code can be stopped without losing its VM.
+    pub interruptible: Option<bool>,
+    /// How many workers that are stuck in C calls are replaced.
+    pub max_abandoned: Option<f64>,
 }
 
 /// Checked options.
@@ -64,6 +68,10 @@ pub struct Config {
     pub max_message: usize,
     /// In bytes, of each worker's VM; `usize::MAX` for none.
     pub memory_limit: usize,
+    /// Whether the workers' compiled code has guards, by which it can be left.
+    pub interruptible: bool,
+    /// How many workers that are stuck in C calls are replaced by others.
+    pub max_abandoned: usize,
     /// Runs once in each new worker VM.
     pub init: Option<Arc<Message>>,
     /// The creator's module paths (see `registry`), which a new worker has for its init.
@@ -82,6 +90,8 @@ impl Config {
             stack_size: 8 << 20,
             max_message: 1 << 30,
             memory_limit: usize::MAX,
+            interruptible: true,
+            max_abandoned: 64,
             init: None,
             paths: u32::MAX,
         }
@@ -127,6 +137,8 @@ impl Options {
             stack_size: or("stack_size", self.stack_size, default.stack_size, 128 << 10, 1 << 30)?,
             max_message: or("max_message", self.max_message, default.max_message, 64, (1 << 32) - 1)?,
             memory_limit: or("memory_limit", self.memory_limit, default.memory_limit, 1 << 20, 1 << 46)?,
+            interruptible: self.interruptible.unwrap_or(default.interruptible),
+            max_abandoned: or("max_abandoned", self.max_abandoned, default.max_abandoned, 0, MAX_WORKERS)?,
             init,
             paths,
             name: default.name,

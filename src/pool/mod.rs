@@ -18,10 +18,12 @@ mod worker;
 use std::{
     collections::VecDeque,
     fmt,
+    os::unix::thread::JoinHandleExt as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence},
     },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -33,9 +35,9 @@ pub use worker::{Load, Turn, Worker};
 
 use crate::{
     error::{Error, Result},
-    gate::Inside,
-    job::{Inbox, Job, Kind, Mode, signal},
-    outcome,
+    handles, interrupt,
+    job::{Inbox, Job, Keeper, Station, Stop, fail, signal},
+    reaper,
     sleep::{Rank, Sleep, Wake},
     sync::{Condvar, Mutex, RwLock},
 };
@@ -49,15 +51,21 @@ const STOPPING: u8 = 2;
 /// A worker as others see it.
 struct Seat {
     theirs: Theirs,
-    inbox: std::sync::OnceLock<Arc<Inbox>>,
-    inside: Inside,
+    station: Arc<Station>,
     stats: WorkerStats,
+    /// It takes no new jobs, and another may take its place.
+    retired: AtomicBool,
+    /// Its init has succeeded.
+    serving: AtomicBool,
+    /// It is stuck in C; and nobody has taken its place.
+    abandoned: AtomicBool,
+    unreplaced: AtomicBool,
 }
 
 impl Seat {
     /// Wakes the worker; one that has not registered yet has not slept either.
     fn wake(&self) {
-        if let Some(inbox) = self.inbox.get() {
+        if let Some(inbox) = self.station.inbox() {
             inbox.mailbox.waker().wake();
         }
     }
@@ -86,10 +94,17 @@ pub struct Pool {
     has_waiters: AtomicBool,
     /// Callers that wait for the end.
     mourners: Mutex<Vec<(Arc<Inbox>, u64)>>,
-    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    threads: Mutex<Vec<(Arc<Station>, JoinHandle<()>)>>,
     last_one_out: Condvar,
     /// Workers alive whose init has succeeded.
     serving: AtomicUsize,
+    /// Workers stuck in C: alive, and ever.
+    abandoned: AtomicUsize,
+    abandoned_ever: AtomicU64,
+    /// Workers that were ended with their VMs.
+    killed: AtomicU64,
+    /// Those alive and stuck whose place nobody has taken.
+    unreplaced: AtomicUsize,
     created: Instant,
     started: AtomicU64,
     /// Of workers that have ended.
@@ -122,6 +137,10 @@ impl Pool {
             threads: Mutex::new(Vec::new()),
             last_one_out: Condvar::new(),
             serving: AtomicUsize::new(0),
+            abandoned: AtomicUsize::new(0),
+            abandoned_ever: AtomicU64::new(0),
+            killed: AtomicU64::new(0),
+            unreplaced: AtomicUsize::new(0),
             created: Instant::now(),
             started: AtomicU64::new(0),
             past: Mutex::new(Totals::default()),
@@ -144,6 +163,9 @@ impl Pool {
     pub fn admit(&self, exempt: bool) -> Result<()> {
         if !self.is_running() {
             return Err(Error::PoolShutDown(self.config.name.to_string()));
+        }
+        if self.unreplaced.load(Ordering::Relaxed) != 0 && self.is_stuck() {
+            return Err(Error::PoolStuck(self.stuck_text()));
         }
         if !exempt && self.queued.load(Ordering::Relaxed) >= self.config.backlog {
             return Err(Error::PoolFull { pool: self.config.name.to_string(), backlog: self.config.backlog });
@@ -191,7 +213,14 @@ impl Pool {
         }
     }
 
-    /// A job has left the queues.
+    /// A job has been taken from the queues; one that was ended there counts no more.
+    fn took(&self, job: &Job) {
+        if job.value.control.as_ref().is_none_or(|control| control.leave_queue()) {
+            self.taken();
+        }
+    }
+
+    /// There is a job less in the queues.
     fn taken(&self) {
         self.queued.fetch_sub(1, Ordering::SeqCst);
         if self.has_waiters.load(Ordering::SeqCst) {
@@ -201,7 +230,7 @@ impl Pool {
 
     /// Whether one of its workers runs Lua.
     pub fn has_worker_inside(&self) -> bool {
-        self.seats.read().iter().flatten().any(|seat| seat.inside.is_inside())
+        self.seats.read().iter().flatten().any(|seat| seat.station.inside.is_inside())
     }
 
     /// Whether it accepts jobs.
@@ -253,20 +282,25 @@ impl Pool {
     /// Starts a worker that the sleep protocol has counted in, searching.
     fn start(self: &Arc<Self>) {
         let own = Own::new();
-        let seat = Arc::new(Seat {
-            theirs: own.theirs(),
-            inbox: std::sync::OnceLock::new(),
-            inside: Inside::default(),
-            stats: WorkerStats::default(),
-        });
-        let index = {
+        let keeper: Arc<dyn Keeper> = Arc::<Self>::clone(self);
+        let (seat, station, index) = {
             let mut seats = self.seats.write();
             let index = seats.iter().position(Option::is_none).unwrap_or(seats.len());
             if index == seats.len() {
                 seats.push(None);
             }
+            let station = Station::new(Arc::clone(&self.config.name), index, Arc::downgrade(&keeper));
+            let seat = Arc::new(Seat {
+                theirs: own.theirs(),
+                station: Arc::clone(&station),
+                stats: WorkerStats::default(),
+                retired: AtomicBool::new(false),
+                serving: AtomicBool::new(false),
+                abandoned: AtomicBool::new(false),
+                unreplaced: AtomicBool::new(false),
+            });
             seats[index] = Some(Arc::clone(&seat));
-            index
+            (seat, station, index)
         };
         let worker = Worker::new(Arc::clone(self), seat, own, index);
         let run = self.run;
@@ -274,12 +308,12 @@ impl Pool {
         // Linux shows 15 bytes of a thread's name.
         let name = format!("msys {}-{number}", self.config.name).replace('\0', "");
         let builder = std::thread::Builder::new().name(name).stack_size(self.config.stack_size);
-        let spawned = with_signals_blocked(|| builder.spawn(move || run(worker)));
+        let spawned = interrupt::with_signals_blocked(|| builder.spawn(move || run(worker)));
         match spawned {
             Ok(thread) => {
                 let mut threads = self.threads.lock();
-                threads.retain(|thread| !thread.is_finished());
-                threads.push(thread);
+                threads.retain(|(_, thread)| !thread.is_finished());
+                threads.push((station, thread));
             }
             Err(source) => {
                 // The closure was dropped, and with it the worker: it has been counted out.
@@ -306,7 +340,7 @@ impl Pool {
             let Some(job) = job.or_else(|| seats.iter().find_map(|seat| seat.theirs.steal_into(&spare, Rank::Ordinary))) else {
                 return;
             };
-            self.taken();
+            self.took(&job);
             fail(job, &self.config.name, kind, text, traceback);
         }
         // What a batch brought along, and is not to fail.
@@ -336,7 +370,9 @@ impl Pool {
     }
 
     fn bury(&self) {
-        if self.is_running() || self.sleep.census().0 != 0 || !self.queues.is_empty() {
+        // Those that are stuck in C may never end.
+        let alive = self.sleep.census().0.saturating_sub(self.abandoned.load(Ordering::Acquire));
+        if self.is_running() || alive != 0 || !self.queues.is_empty() {
             return;
         }
         for (inbox, ticket) in self.mourners.lock().drain(..) {
@@ -359,16 +395,39 @@ impl Pool {
             let late;
             (threads, late) = self.last_one_out.wait_until(threads, deadline);
             if late {
-                threads.retain(|thread| !thread.is_finished());
+                threads.retain(|(_, thread)| !thread.is_finished());
                 return;
             }
         }
         // A worker that has been counted out may still be about to take this lock.
         let ended = std::mem::take(&mut *threads);
         drop(threads);
-        for thread in ended {
+        for (_, thread) in ended {
             // A worker's panic has been reported by its thread; nothing is left to do for it.
             let _ = thread.join();
+        }
+    }
+
+    /// Whether all its workers are stuck in C calls, and no more may take their place.
+    fn is_stuck(&self) -> bool {
+        self.unreplaced.load(Ordering::Acquire) >= self.concurrency.load(Ordering::Relaxed)
+    }
+
+    fn stuck_text(&self) -> String {
+        format!(
+            "pool '{}' has {} workers stuck in C calls, of which max_abandoned = {} were replaced, and none is left",
+            self.config.name,
+            self.abandoned.load(Ordering::Relaxed),
+            self.config.max_abandoned
+        )
+    }
+
+    /// Stops the jobs in progress, whatever they do.
+    pub fn stop_jobs(&self) {
+        let text: Arc<str> = format!("msys: {}", Error::PoolShutDown(self.config.name.to_string())).into();
+        let stations: Vec<_> = self.seats.read().iter().flatten().map(|seat| Arc::clone(&seat.station)).collect();
+        for station in stations {
+            reaper::stop_all(&station, Stop { kind: "shutdown", text: Arc::clone(&text) });
         }
     }
 
@@ -418,61 +477,70 @@ impl Pool {
             num_active_threads: active,
             num_inactive_threads: asleep,
             threads_started: self.started.load(Ordering::Relaxed),
+            num_abandoned: self.abandoned.load(Ordering::Relaxed),
+            abandoned: self.abandoned_ever.load(Ordering::Relaxed),
+            killed: self.killed.load(Ordering::Relaxed),
             shut_down: !self.is_running(),
         }
     }
 }
 
-/// Brings an ended job's outcome (its message) to whoever awaits it.
-pub fn deliver(mut job: Job, ok: bool) {
-    let reply = job.value.reply.take();
-    if let Some(sink) = job.value.sink.take() {
-        let root = job.value.root.take().or(reply);
-        sink.end(std::mem::take(&mut job.value.message), ok);
-        if let Some(root) = root {
-            root.end_pending();
+impl Keeper for Pool {
+    fn left_queue(self: Arc<Self>) {
+        self.taken();
+    }
+
+    fn abandon(self: Arc<Self>, station: &Station, session: u64) -> bool {
+        handles::release(session);
+        // A worker that ends gives up its seat first, and is counted out after.
+        let seats = self.seats.read();
+        let seat = seats.get(station.index).and_then(Option::as_ref);
+        let Some(seat) = seat.filter(|seat| std::ptr::eq(&*seat.station, station)) else { return false };
+        self.abandoned_ever.fetch_add(1, Ordering::Relaxed);
+        let replaces = self.abandoned.fetch_add(1, Ordering::AcqRel) < self.config.max_abandoned;
+        seat.abandoned.store(true, Ordering::Release);
+        if !replaces {
+            seat.unreplaced.store(true, Ordering::Release);
+            self.unreplaced.fetch_add(1, Ordering::AcqRel);
         }
-        return;
-    }
-    if job.value.mode != Mode::Async {
-        job.value.kind = Kind::Outcome;
-        if let Some(reply) = reply {
-            post(&reply, job);
+        let retires = replaces && !seat.retired.swap(true, Ordering::AcqRel);
+        drop(seats);
+        if retires {
+            self.sleep.retire();
+            self.wake_one();
+        } else if self.is_stuck() {
+            let text = self.stuck_text();
+            self.fail_queued("killed", &text, &text);
         }
-        return;
+        self.bury();
+        replaces
     }
-    let Some(root) = job.value.root.take().or(reply) else { return };
-    if !ok {
-        job.value.kind = Kind::Report;
-        post(&root, job);
-    }
-    root.end_pending();
-}
 
-/// Ends a job with a failure that no Lua made.
-pub fn fail(mut job: Job, pool: &str, kind: &str, text: &str, traceback: &str) {
-    let id = job.value.id;
-    outcome::failure(&mut job.value.message, text, traceback, kind, pool, id);
-    deliver(job, false);
-}
-
-fn post(inbox: &Inbox, job: Job) {
-    if !inbox.closed.load(Ordering::Acquire) {
-        inbox.mailbox.push(job);
+    fn lost(self: Arc<Self>, station: &Station) {
+        let seat = {
+            let mut seats = self.seats.write();
+            let place = seats.get_mut(station.index);
+            place.and_then(|place| place.take_if(|seat| std::ptr::eq(&*seat.station, station)))
+        };
+        let Some(seat) = seat else { return };
+        self.killed.fetch_add(1, Ordering::Relaxed);
+        // What it had taken and not begun is for the others.
+        let spare = Own::new();
+        while let Some(job) = seat.theirs.steal_into(&spare, Rank::Ordinary).or_else(|| spare.pop_batch()) {
+            self.queues.push(job);
+        }
+        let thread = {
+            let mut threads = self.threads.lock();
+            let place = threads.iter().position(|(other, _)| std::ptr::eq(&**other, station));
+            place.map(|place| threads.swap_remove(place).1)
+        };
+        if let Some(thread) = thread {
+            // std would look for the result of the thread's function, which has not returned.
+            // SAFETY: the thread has ended, and nobody else has this handle.
+            unsafe { libc::pthread_join(thread.into_pthread_t(), std::ptr::null_mut()) };
+        }
+        self.count_out(&seat, false);
+        self.wake_one();
+        self.bury();
     }
-}
-
-/// Threads inherit the mask: the host's handlers are not for workers.
-fn with_signals_blocked<T>(spawn: impl FnOnce() -> T) -> T {
-    // SAFETY: all-zero is a valid signal set to be filled in by the calls.
-    let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
-    // SAFETY: two signal sets of ours.
-    unsafe {
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-    }
-    let result = spawn();
-    // SAFETY: the set that the call above filled in.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
-    result
 }

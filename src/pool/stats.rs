@@ -74,6 +74,12 @@ pub struct Stat {
     pub num_inactive_threads: usize,
     /// Workers started since the pool was made.
     pub threads_started: u64,
+    /// Workers alive that are stuck in a C call, whose job was given up.
+    pub num_abandoned: usize,
+    /// How many that happened to since the pool was made.
+    pub abandoned: u64,
+    /// Workers that were ended with their VMs, because their job could not be stopped in any other way.
+    pub killed: u64,
     /// Whether the pool was shut down.
     pub shut_down: bool,
 }

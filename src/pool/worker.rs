@@ -9,7 +9,7 @@ use std::{
 
 use super::{Own, Pool, RUNNING, STOPPING, Seat, stats};
 use crate::{
-    job::{Inbox, Job},
+    job::{Inbox, Job, Station},
     sleep::{Class, Rank},
     waker::{self, SPINS, Wait},
 };
@@ -48,8 +48,6 @@ pub struct Worker {
     searching: std::cell::Cell<bool>,
     tick: std::cell::Cell<u32>,
     left: std::cell::Cell<bool>,
-    retired: std::cell::Cell<bool>,
-    serving: std::cell::Cell<bool>,
     stopped: std::cell::Cell<bool>,
 }
 
@@ -69,15 +67,18 @@ impl Worker {
             searching: true.into(),
             tick: 0.into(),
             left: false.into(),
-            retired: false.into(),
-            serving: false.into(),
             stopped: false.into(),
         }
     }
 
     /// Makes the worker known under its inbox, before it sleeps for the first time.
     pub fn register(&self, inbox: Arc<Inbox>) {
-        let _ = self.seat.inbox.set(inbox);
+        self.seat.station.register(inbox);
+    }
+
+    /// The worker as others see it.
+    pub fn station(&self) -> &Arc<Station> {
+        &self.seat.station
     }
 
     pub(super) fn push(&self, job: Job) {
@@ -101,7 +102,7 @@ impl Worker {
             .or_else(|| self.own.pop(least))
             .or_else(|| if outside_first { None } else { self.take_outside(load, least) })
             .or_else(|| self.steal(least))?;
-        self.pool.taken();
+        self.pool.took(&job);
         self.leave_search();
         Some(job)
     }
@@ -240,20 +241,31 @@ impl Worker {
     /// It takes no new jobs any more, and ends when those in progress have: another may take its place now, since they may
     /// wait for jobs in the queue.
     pub fn retire(&self) {
-        if !self.retired.replace(true) {
+        if !self.seat.retired.swap(true, Ordering::AcqRel) {
             self.pool.sleep.retire();
             self.pool.wake_one();
         }
     }
 
+    /// Whether another may have taken its place.
+    pub fn is_retired(&self) -> bool {
+        self.seat.retired.load(Ordering::Acquire)
+    }
+
     /// Goes back to Lua, after a fork that may be going on.
     pub fn enter_lua(&self) {
-        self.seat.inside.enter();
+        self.seat.station.inside.enter();
+    }
+
+    /// The job that it was stuck in has ended.
+    pub fn returned(&self) {
+        self.pool.returned(&self.seat);
+        self.seat.station.is_abandoned.store(false, Ordering::Release);
     }
 
     /// Has come out of Lua.
     pub fn leave_lua(&self) {
-        self.seat.inside.leave();
+        self.seat.station.inside.leave();
     }
 
     /// A job begins here.
@@ -272,14 +284,14 @@ impl Worker {
 
     /// The pool's init has succeeded here.
     pub fn serves(&self) {
-        if !self.serving.replace(true) {
+        if !self.seat.serving.swap(true, Ordering::AcqRel) {
             self.pool.serving.fetch_add(1, Ordering::AcqRel);
         }
     }
 
     /// Whether it has begun to take jobs.
     pub fn is_serving(&self) -> bool {
-        self.serving.get()
+        self.seat.serving.load(Ordering::Acquire)
     }
 
     /// Whether the pool has no worker whose init has succeeded: then its jobs would wait for one in vain.
@@ -290,9 +302,6 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        if self.serving.get() {
-            self.pool.serving.fetch_sub(1, Ordering::AcqRel);
-        }
         // Jobs of its own that it never began are for the others.
         while let Some(job) = self.own.pop(Rank::Ordinary).or_else(|| self.own.pop_batch()) {
             self.pool.queues.push(job);
@@ -300,24 +309,43 @@ impl Drop for Worker {
         if let Some(seat) = self.pool.seats.write().get_mut(self.index) {
             *seat = None;
         }
-        {
-            let mut past = self.pool.past.lock();
-            past.add(&self.seat.stats);
-        }
         if self.searching.get() {
             let _last = self.pool.sleep.found();
         }
-        if self.retired.get() {
-            self.pool.sleep.retired_ended();
-        } else if !self.left.get() {
-            self.pool.sleep.ended();
-        }
+        self.pool.count_out(&self.seat, self.left.get());
         // A push that counted on this worker came before it was counted out, or finds it gone and starts another.
         std::sync::atomic::fence(Ordering::SeqCst);
         // One that never ran (the system refused the thread) does not try again: its pool fails the jobs.
-        if self.seat.inbox.get().is_some() && self.pool.state.load(Ordering::Acquire) != STOPPING {
+        if self.seat.station.inbox().is_some() && self.pool.state.load(Ordering::Acquire) != STOPPING {
             self.pool.wake_one();
         }
         self.pool.bury();
+    }
+}
+
+impl Pool {
+    /// A worker is not stuck any more, if it was.
+    fn returned(&self, seat: &Seat) {
+        if seat.abandoned.swap(false, Ordering::AcqRel) {
+            self.abandoned.fetch_sub(1, Ordering::AcqRel);
+        }
+        if seat.unreplaced.swap(false, Ordering::AcqRel) {
+            self.unreplaced.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// A worker is no more, whose seat is empty; `left` if it does not count any more.
+    pub(super) fn count_out(&self, seat: &Seat, left: bool) {
+        if seat.serving.load(Ordering::Acquire) {
+            self.serving.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.past.lock().add(&seat.stats);
+        self.returned(seat);
+        if seat.retired.load(Ordering::Acquire) {
+            self.sleep.retired_ended();
+        } else if !left {
+            self.sleep.ended();
+        }
+        seat.station.is_over.store(true, Ordering::Release);
     }
 }

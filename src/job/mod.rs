@@ -5,12 +5,21 @@
 //! The same [`Parcel`] carries the closure there and the outcome back, so a round trip allocates nothing that the
 //! submitter cannot use again for its next job.
 
+mod control;
+mod deliver;
+mod station;
+
 use std::{
     fmt,
     sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-}};
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+};
+
+pub use control::{Cause, Control, Keeper, Stop, Todo, request};
+pub use deliver::{deliver, fail};
+pub use station::{Place, Station};
 
 use crate::{
     locks::Ancestors,
@@ -35,8 +44,10 @@ pub enum Mode {
 
 /// Where the outcome of a job of mode `Kept` goes.
 pub trait Sink: fmt::Debug + Send + Sync {
-    /// A worker begins with the job; false if it need not, because it has been ended.
-    fn begin(&self) -> bool;
+    /// The job is about to be queued.
+    fn submitted(&self, control: &Arc<Control>);
+    /// A worker begins with the job.
+    fn begin(&self);
     /// The job has ended.
     fn end(&self, outcome: Message, ok: bool);
 }
@@ -53,6 +64,8 @@ pub enum Kind {
     Report,
     /// What the ticket waited for has come (room in a queue, the end of a pool).
     Signal,
+    /// The job in the slot that is the ticket, which has this control, is to be stopped.
+    Stop,
 }
 
 /// On a cache line of its own: written by one thread while others read or write what stands beside it.
@@ -162,6 +175,10 @@ pub struct Parcel {
     pub chain: Option<Arc<Chain>>,
     /// Where its outcome goes, if not to `reply`.
     pub sink: Option<Arc<dyn Sink>>,
+    /// What others may do to it, if anything.
+    pub control: Option<Arc<Control>>,
+    /// It is an outcome that somebody else than its worker has sent, who may still be reading what was lent to it.
+    pub early: bool,
     /// The sessions that wait for it, of those that have had to do with locks.
     pub ancestors: Ancestors,
     /// The closure, and later the outcome.

@@ -1,0 +1,304 @@
+//! What somebody who is not its worker may do to a job: end it while it is queued, have it stopped, and deliver its
+//! outcome in its place.
+//!
+//! Only jobs that may be stopped have a [`Control`]: those with a limit of time or a token, futures, and what a job
+//! with one waits for. It is in the job's parcel, and with whoever may stop the job.
+//!
+//! | state | means | leaves it by |
+//! |---|---|---|
+//! | `Queued` | no worker has begun it | [`Control::begin`] → `Running`; [`Control::take_queued`] → `Ended` |
+//! | `Running` | it has a session on a worker | [`Control::finish`] or [`Control::take_over`] → `Ended` |
+//! | `Ended` | its outcome is, or is about to be, on its way | |
+//!
+//! Whoever changes the state to `Ended` delivers the outcome, and nobody else does. The state is under a lock with
+//! what belongs to it: who stops a job sets [`Control::stop`] first and then looks at the state; a worker sets the
+//! state first and then looks whether the job is to be stopped. So one of them sees the other.
+
+use std::{
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{Inbox, Job, Kind, Mode, Parcel, Sink, Station, deliver, new_job};
+use crate::{outcome, sync::Mutex};
+
+/// Who has the queue that a job is in: a pool.
+pub trait Keeper: Send + Sync {
+    /// A queued job was ended, and will not be begun.
+    fn left_queue(self: Arc<Self>);
+    /// The worker of this station is stuck in a C call on behalf of the session, and another is to take its place:
+    /// whether one does.
+    fn abandon(self: Arc<Self>, station: &Station, session: u64) -> bool;
+    /// The worker of this station is no more, and has not said so itself.
+    fn lost(self: Arc<Self>, station: &Station);
+}
+
+/// Why a job is stopped.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    /// The outcome's kind.
+    pub kind: &'static str,
+    /// The outcome's error, and what is raised in the job.
+    pub text: Arc<str>,
+}
+
+/// What asks for a stop.
+#[derive(Clone, Debug)]
+pub enum Cause {
+    /// Its time is over.
+    Timeout,
+    /// Somebody cancelled it, for this reason.
+    Cancelled(Arc<str>),
+    /// What waited for it was stopped.
+    Parent(Stop),
+}
+
+/// Where the outcome goes.
+#[derive(Debug)]
+struct Address {
+    mode: Mode,
+    ticket: u64,
+    parent: Option<usize>,
+    kept: bool,
+    pool: u32,
+    reply: Option<Arc<Inbox>>,
+    root: Option<Arc<Inbox>>,
+    sink: Option<Arc<dyn Sink>>,
+}
+
+#[derive(Debug)]
+enum State {
+    Queued,
+    Running(Arc<Station>, usize),
+    Ended,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    address: Option<Address>,
+    /// It counts as one in the pool's queue.
+    is_counted: bool,
+}
+
+/// See the module.
+pub struct Control {
+    stop: OnceLock<Stop>,
+    /// Its session's number in the process, or 0 while it has had nothing to do with locks.
+    pub session: AtomicU64,
+    /// It has no session any more: nothing is left to stop.
+    gone: AtomicBool,
+    submitted: Instant,
+    begun: OnceLock<Instant>,
+    deadline: Option<(Instant, Duration)>,
+    id: u64,
+    pool: Arc<str>,
+    name: Option<Arc<str>>,
+    keeper: Weak<dyn Keeper>,
+    inner: Mutex<Inner>,
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("id", &self.id).field("stop", &self.stop).finish_non_exhaustive()
+    }
+}
+
+/// What has to be done to stop a job.
+#[derive(Debug)]
+pub enum Todo {
+    /// Nothing: it has ended, or is being stopped.
+    Nothing,
+    /// It was queued; this is its outcome, to be delivered.
+    Deliver(Job),
+    /// It has a session there, in this slot.
+    Running(Arc<Station>, usize),
+}
+
+impl Control {
+    /// For a parcel that is about to be queued. `timeout` is counted from `submitted`.
+    pub fn new(
+        parcel: &Parcel,
+        pool: &Arc<str>,
+        keeper: Weak<dyn Keeper>,
+        submitted: Instant,
+        timeout: Option<Duration>,
+    ) -> Arc<Self> {
+        let address = Address {
+            mode: parcel.mode,
+            ticket: parcel.ticket,
+            parent: parcel.parent,
+            kept: parcel.kept,
+            pool: parcel.pool,
+            reply: parcel.reply.clone(),
+            root: parcel.root.clone(),
+            sink: parcel.sink.clone(),
+        };
+        Arc::new(Self {
+            stop: OnceLock::new(),
+            session: AtomicU64::new(0),
+            gone: AtomicBool::new(false),
+            submitted,
+            begun: OnceLock::new(),
+            deadline: timeout.and_then(|timeout| Some((submitted.checked_add(timeout)?, timeout))),
+            id: parcel.id,
+            pool: Arc::clone(pool),
+            name: parcel.name.clone(),
+            keeper,
+            inner: Mutex::new(Inner { state: State::Queued, address: Some(address), is_counted: true }),
+        })
+    }
+
+    /// When its time is over.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline.map(|(at, _)| at)
+    }
+
+    /// The job's id.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Who has its queue.
+    pub fn keeper(&self) -> Option<Arc<dyn Keeper>> {
+        self.keeper.upgrade()
+    }
+
+    /// Why it is stopped, if it is.
+    #[inline]
+    pub fn stop(&self) -> Option<&Stop> {
+        self.stop.get()
+    }
+
+    /// Whether its session has ended, or it never had one.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Its session has ended.
+    pub fn leave(&self) {
+        self.gone.store(true, Ordering::Release);
+    }
+
+    /// Whether its outcome is on its way.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.inner.lock().state, State::Ended)
+    }
+
+    /// A worker begins with it: false if it need not, because it has been ended or its time is over.
+    pub fn begin(&self, station: &Arc<Station>, slot: usize) -> bool {
+        let now = Instant::now();
+        if self.deadline().is_some_and(|deadline| deadline <= now) {
+            // Whoever sees that first ends it.
+            return false;
+        }
+        let mut inner = self.inner.lock();
+        if !matches!(inner.state, State::Queued) {
+            return false;
+        }
+        let _ = self.begun.set(now);
+        inner.state = State::Running(Arc::clone(station), slot);
+        true
+    }
+
+    /// It has left its pool's queue: whether it counted in it until now.
+    pub fn leave_queue(&self) -> bool {
+        std::mem::take(&mut self.inner.lock().is_counted)
+    }
+
+    /// Its worker has its outcome: whether that is to be delivered.
+    pub fn finish(&self) -> bool {
+        let mut inner = self.inner.lock();
+        let had_ended = matches!(inner.state, State::Ended);
+        inner.state = State::Ended;
+        inner.address = None;
+        !had_ended
+    }
+
+    fn words(&self, cause: Cause) -> Stop {
+        let now = Instant::now();
+        let (kind, what) = match cause {
+            Cause::Parent(stop) => return stop,
+            Cause::Timeout => {
+                let timeout = self.deadline.map_or(0.0, |(_, timeout)| timeout.as_secs_f64());
+                ("timeout", format!("timed out after {timeout} s"))
+            }
+            Cause::Cancelled(reason) if reason.is_empty() => ("cancelled", "was cancelled".to_owned()),
+            Cause::Cancelled(reason) => ("cancelled", format!("was cancelled: {reason}")),
+        };
+        let name = self.name.as_ref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
+        let begun = self.begun.get().copied().unwrap_or(now);
+        let waited = begun.saturating_duration_since(self.submitted).as_secs_f64();
+        let ran = now.saturating_duration_since(begun).as_secs_f64();
+        let text = format!(
+            "msys: job {}{name} of pool '{}' {what} (it waited {waited:.3} s for a worker and ran {ran:.3} s)",
+            self.id, self.pool
+        );
+        Stop { kind, text: text.into() }
+    }
+
+    /// Asks for its end, for the first reason that is given. What is left to do is the caller's.
+    pub fn request(&self, cause: Cause) -> Todo {
+        if self.stop.get().is_some() || self.has_ended() || self.stop.set(self.words(cause)).is_err() {
+            return Todo::Nothing;
+        }
+        let mut inner = self.inner.lock();
+        match &inner.state {
+            State::Ended => Todo::Nothing,
+            State::Running(station, slot) => Todo::Running(Arc::clone(station), *slot),
+            State::Queued => {
+                let was_counted = std::mem::take(&mut inner.is_counted);
+                let job = self.end(&mut inner);
+                drop(inner);
+                self.leave();
+                if was_counted && let Some(keeper) = self.keeper() {
+                    keeper.left_queue();
+                }
+                job.map_or(Todo::Nothing, Todo::Deliver)
+            }
+        }
+    }
+
+    /// Ends it in its worker's place, which has not done so: its outcome, if it is running and to be stopped.
+    pub fn take_over(&self) -> Option<Job> {
+        let mut inner = self.inner.lock();
+        if matches!(inner.state, State::Running(..)) { self.end(&mut inner) } else { None }
+    }
+
+    fn end(&self, inner: &mut Inner) -> Option<Job> {
+        let address = inner.address.take()?;
+        let stop = self.stop()?;
+        inner.state = State::Ended;
+        let mut job = new_job();
+        let parcel = &mut job.value;
+        parcel.kind = Kind::Outcome;
+        parcel.mode = address.mode;
+        parcel.id = self.id;
+        parcel.pool = address.pool;
+        parcel.ticket = address.ticket;
+        parcel.parent = address.parent;
+        parcel.kept = address.kept;
+        // Its worker may still read what was lent to it.
+        parcel.early = true;
+        parcel.reply = address.reply;
+        parcel.root = address.root;
+        parcel.sink = address.sink;
+        outcome::failure(&mut parcel.message, &stop.text, &stop.text, stop.kind, &self.pool, self.id);
+        Some(job)
+    }
+}
+
+/// Ends a job whose control is given, or finds out where it has to be stopped.
+pub fn request(control: &Control, cause: Cause) -> Option<(Arc<Station>, usize)> {
+    match control.request(cause) {
+        Todo::Nothing => None,
+        Todo::Deliver(job) => {
+            deliver(job, false);
+            None
+        }
+        Todo::Running(station, slot) => Some((station, slot)),
+    }
+}

@@ -1,0 +1,50 @@
+//! The way of an outcome to whoever awaits it.
+
+use std::sync::atomic::Ordering;
+
+use super::{Inbox, Job, Kind, Mode};
+use crate::outcome;
+
+/// Brings an ended job's outcome (its message) to whoever awaits it, unless somebody has ended the job before.
+pub fn deliver(mut job: Job, ok: bool) {
+    if let Some(control) = job.value.control.take()
+        && !control.finish()
+    {
+        return;
+    }
+    let reply = job.value.reply.take();
+    if let Some(sink) = job.value.sink.take() {
+        let root = job.value.root.take().or(reply);
+        sink.end(std::mem::take(&mut job.value.message), ok);
+        if let Some(root) = root {
+            root.end_pending();
+        }
+        return;
+    }
+    if job.value.mode != Mode::Async {
+        job.value.kind = Kind::Outcome;
+        if let Some(reply) = reply {
+            post(&reply, job);
+        }
+        return;
+    }
+    let Some(root) = job.value.root.take().or(reply) else { return };
+    if !ok {
+        job.value.kind = Kind::Report;
+        post(&root, job);
+    }
+    root.end_pending();
+}
+
+/// Ends a job with a failure that no Lua made.
+pub fn fail(mut job: Job, pool: &str, kind: &str, text: &str, traceback: &str) {
+    let id = job.value.id;
+    outcome::failure(&mut job.value.message, text, traceback, kind, pool, id);
+    deliver(job, false);
+}
+
+fn post(inbox: &Inbox, job: Job) {
+    if !inbox.closed.load(Ordering::Acquire) {
+        inbox.mailbox.push(job);
+    }
+}

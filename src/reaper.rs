@@ -1,0 +1,376 @@
+//! The thread that ends jobs whose time is over, or that were cancelled: one in the process, begun when first needed.
+//!
+//! Called by `vm` ([`watch`], [`stop`]), `handles` and `host` ([`stop`]), `pool` and `registry` ([`stop_all`]). Knows
+//! jobs by their [`Control`]s and workers by their [`Station`]s; no Lua.
+//!
+//! **The ladder**, for a job with a session on a worker (a queued one ends at once, [`Control::request`]):
+//!
+//! 1. An event to the worker's scheduler, which ends the job's wait, if it waits.
+//! 2. Signals to the worker's thread ([`interrupt::probe`]) while the job's code runs there, at growing intervals:
+//!    they stop the job in the interpreter, or when a C function returns to it. Where a signal finds compiled code, a
+//!    window is opened first ([`interrupt::open_window`]).
+//! 3. After [`GRACE`] the caller gets the outcome, whatever the worker does.
+//! 4. A worker without guards in its compiled code, found there after [`PATIENCE`], loses its thread; so does one with
+//!    guards after [`LAST`], should they be of no use. Its VM is lost, and another worker takes its place.
+//! 5. A worker that is stuck in C after [`PATIENCE`] is *abandoned*: another takes its place; it ends when the call
+//!    returns. A thread that merely gets no time from the system is no such: it is given [`LAST`].
+//!
+//! It is over when the session has ended ([`Control::is_gone`]), of which the thread learns by looking.
+
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    sync::{Arc, OnceLock, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    interrupt,
+    job::{self, Cause, Control, Place, Station, Stop, deliver},
+    sync::{Condvar, Mutex, MutexGuard},
+};
+
+/// How long a worker has to deliver the outcome of a stopped job itself.
+const GRACE: Duration = Duration::from_millis(10);
+/// How long a job may go on before it is taken for stuck.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// How long, if it gets no time to run; and how long guards may fail to work.
+const LAST: Duration = Duration::from_millis(500);
+/// Between two signals, at first and at most; and to one that is abandoned.
+const FIRST: Duration = Duration::from_micros(100);
+const MOST: Duration = Duration::from_millis(5);
+const SLOW: Duration = Duration::from_millis(100);
+/// How much time on a core shows that a thread is not merely waiting for one.
+const ENOUGH: Duration = Duration::from_millis(15);
+/// At how many jobs with a limit of time those that have ended are sorted out.
+const FEW: usize = 1024;
+
+/// A job's time.
+#[derive(Debug)]
+struct Timed(Instant, Arc<Control>);
+
+impl PartialEq for Timed {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for Timed {}
+
+impl PartialOrd for Timed {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Timed {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.cmp(&other.0)
+    }
+}
+
+/// What is being stopped.
+#[derive(Debug)]
+enum Target {
+    Job(Arc<Control>),
+    /// All jobs of the worker, which ends.
+    All,
+}
+
+#[derive(Debug)]
+struct Stopping {
+    target: Target,
+    station: Arc<Station>,
+    slot: usize,
+    since: Instant,
+    next: Instant,
+    interval: Duration,
+    /// What the thread had used of a core when its job was first found running.
+    used: Option<Duration>,
+    /// The thread was found running the job since then.
+    answered: u64,
+}
+
+#[derive(Debug)]
+struct Queue {
+    timed: BinaryHeap<Reverse<Timed>>,
+    /// At this length those that have ended are sorted out.
+    purge: usize,
+    /// For the thread, which takes them.
+    new: Vec<Stopping>,
+    /// The thread waits until then, or for ever.
+    until: Option<Instant>,
+    runs: bool,
+}
+
+impl Queue {
+    const fn new() -> Self {
+        Self { timed: BinaryHeap::new(), purge: FEW, new: Vec::new(), until: None, runs: false }
+    }
+}
+
+static QUEUE: Mutex<Option<Queue>> = Mutex::new(None);
+static CHANGED: Condvar = Condvar::new();
+
+/// The queue, with a thread that sees to it, if the system gives one.
+fn queue() -> MutexGuard<'static, Option<Queue>> {
+    static AT_FORK: OnceLock<()> = OnceLock::new();
+    AT_FORK.get_or_init(|| {
+        // SAFETY: functions without captures, in a module that is never unloaded.
+        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child)) };
+    });
+    let mut guard = QUEUE.lock();
+    let queue = guard.get_or_insert_with(Queue::new);
+    if !queue.runs {
+        let builder = std::thread::Builder::new().name("msys reaper".to_owned()).stack_size(256 << 10);
+        queue.runs = interrupt::with_signals_blocked(|| builder.spawn(run)).is_ok();
+    }
+    guard
+}
+
+/// Ends the job when its time is over.
+pub fn watch(control: &Arc<Control>) {
+    let Some(deadline) = control.deadline() else { return };
+    let mut guard = queue();
+    let Some(queue) = guard.as_mut() else { return };
+    if queue.timed.len() >= queue.purge {
+        queue.timed.retain(|Reverse(Timed(_, control))| !control.has_ended());
+        queue.purge = FEW.max(2 * queue.timed.len());
+    }
+    queue.timed.push(Reverse(Timed(deadline, Arc::clone(control))));
+    let sooner = queue.until.is_none_or(|until| deadline < until);
+    drop(guard);
+    if sooner {
+        CHANGED.notify_all();
+    }
+}
+
+/// Ends a job: at once, if no worker has begun it; else its caller has the outcome within [`GRACE`]. Whether it had not
+/// ended, nor been asked to.
+pub fn stop(control: &Arc<Control>, cause: Cause) -> bool {
+    let before = control.stop().is_some() || control.has_ended();
+    if let Some((station, slot)) = job::request(control, cause) {
+        station.post_stop(control, slot);
+        push(Target::Job(Arc::clone(control)), station, slot);
+    }
+    !before
+}
+
+/// Stops whatever a worker runs, which is to end.
+pub fn stop_all(station: &Arc<Station>, stop: Stop) {
+    if station.stops_all().is_none() && station.tid() != 0 {
+        station.stop_all(stop);
+        push(Target::All, Arc::clone(station), 0);
+    }
+}
+
+fn push(target: Target, station: Arc<Station>, slot: usize) {
+    let now = Instant::now();
+    let stopping = Stopping { target, station, slot, since: now, next: now, interval: FIRST, used: None, answered: 0 };
+    let mut guard = queue();
+    if let Some(queue) = guard.as_mut() {
+        queue.new.push(stopping);
+    }
+    drop(guard);
+    CHANGED.notify_all();
+}
+
+fn run() {
+    let mut all: Vec<Stopping> = Vec::new();
+    let mut guard = QUEUE.lock();
+    loop {
+        let Some(queue) = guard.as_mut() else { return };
+        let now = Instant::now();
+        all.append(&mut queue.new);
+        let mut due = Vec::new();
+        while queue.timed.peek().is_some_and(|Reverse(Timed(at, _))| *at <= now) {
+            due.extend(queue.timed.pop().map(|Reverse(Timed(_, control))| control));
+        }
+        let mut until = queue.timed.peek().map(|Reverse(Timed(at, _))| *at);
+        queue.until = Some(now);
+        drop(guard);
+        for control in due {
+            stop(&control, Cause::Timeout);
+        }
+        let now = Instant::now();
+        let mut areas_known = false;
+        all.retain_mut(|stopping| stopping.next > now || stopping.step(now, &mut areas_known));
+        let soonest = all.iter().map(|stopping| stopping.next).min();
+        until = until.into_iter().chain(soonest).min();
+        guard = QUEUE.lock();
+        let Some(queue) = guard.as_mut() else { return };
+        // What has come meanwhile has found that nobody waits.
+        let sooner = queue.timed.peek().map(|Reverse(Timed(at, _))| *at);
+        until = until.into_iter().chain(sooner).min();
+        if queue.new.is_empty() {
+            queue.until = until;
+            guard = match until {
+                Some(until) => CHANGED.wait_until(guard, until).0,
+                None => CHANGED.wait(guard),
+            };
+        }
+    }
+}
+
+/// How much time on a core a thread has used.
+fn time_used(station: &Station) -> Option<Duration> {
+    // The system's name for the clock of a thread, by its number: also of one that has just ended.
+    let clock = (!station.tid() << 3) | 6;
+    // SAFETY: the time is ours.
+    unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        if libc::clock_gettime(clock, &raw mut time) != 0 {
+            return None;
+        }
+        Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
+    }
+}
+
+/// Whether the system says that the thread sleeps, in a call that has not returned.
+fn sleeps(station: &Station) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", station.tid())).unwrap_or_default();
+    // Behind the name, which is in brackets and may contain some.
+    matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('S' | 'D'))
+}
+
+impl Stopping {
+    fn is_over(&self) -> bool {
+        match &self.target {
+            Target::Job(control) => control.is_gone(),
+            Target::All => self.station.is_over.load(Ordering::Acquire),
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        match &self.target {
+            Target::Job(control) => self.station.is_running(control),
+            Target::All => self.station.is_busy(),
+        }
+    }
+
+    /// Does what is due; false when nothing is left to do.
+    fn step(&mut self, now: Instant, areas_known: &mut bool) -> bool {
+        if self.is_over() {
+            return false;
+        }
+        let since = now.saturating_duration_since(self.since);
+        if let (Target::Job(control), true) = (&self.target, since >= GRACE) {
+            if let Some(job) = control.take_over() {
+                deliver(job, false);
+            }
+        }
+        if !self.is_running() {
+            // It waits, and its scheduler knows; or its worker runs another job, which comes first.
+            self.used = None;
+            self.next = now + if since < GRACE { FIRST * 5 } else { MOST };
+            return true;
+        }
+        let place = self.station.place();
+        let answers = self.station.answers.load(Ordering::Acquire);
+        let is_fresh = answers != self.answered;
+        self.answered = answers;
+        let used = time_used(&self.station).unwrap_or_default();
+        let began = *self.used.get_or_insert(used);
+        let is_stuck = since >= PATIENCE && (used.saturating_sub(began) >= ENOUGH || sleeps(&self.station)) || since >= LAST;
+        if !*areas_known {
+            *areas_known = true;
+            interrupt::learn_areas();
+        }
+        if place == Place::Compiled && is_fresh {
+            let is_armed = self.station.is_armed.load(Ordering::Acquire);
+            let is_open = is_armed && interrupt::open_window(&self.station);
+            if is_stuck && !is_open || since >= LAST {
+                self.station.is_condemned.store(true, Ordering::Release);
+            }
+        } else if is_stuck && place != Place::Compiled {
+            self.abandon();
+        }
+        self.station.set_place(Place::Unknown);
+        interrupt::probe(&self.station);
+        if self.station.is_condemned.load(Ordering::Acquire) && self.has_died() {
+            return false;
+        }
+        self.next = now + self.interval;
+        let most = if self.station.is_abandoned.load(Ordering::Acquire) { SLOW } else { MOST };
+        self.interval = (self.interval * 2).min(most);
+        true
+    }
+
+    /// Lets another worker take the place of one that is stuck in C.
+    fn abandon(&self) {
+        if self.station.is_abandoned.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        // It may use a core for ever: others go first.
+        // SAFETY: no pointers; on Linux a thread has a niceness of its own.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, self.station.tid().cast_unsigned(), 19) };
+        let session = match &self.target {
+            Target::Job(control) => control.session.load(Ordering::Acquire),
+            Target::All => 0,
+        };
+        if let Some(keeper) = self.station.keeper() {
+            keeper.abandon(&self.station, session);
+        }
+    }
+
+    /// Whether the thread has ended by itself; if so, sees to what it has left.
+    fn has_died(&self) -> bool {
+        // The handler says so just before it ends the thread; then there is a moment left.
+        let deadline = Instant::now() + Duration::from_millis(2);
+        while !self.station.is_dead.load(Ordering::Acquire) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        while std::path::Path::new(&format!("/proc/self/task/{}", self.station.tid())).exists() {
+            std::thread::yield_now();
+        }
+        interrupt::forget(&self.station);
+        let slot = self.slot;
+        let text = match &self.target {
+            Target::Job(control) => format!(
+                "msys: the worker of pool '{}' was ended, because job {} could not be stopped in any other way",
+                self.station.pool,
+                control.id()
+            ),
+            Target::All => format!("msys: the worker of pool '{}' was ended (slot {slot})", self.station.pool),
+        };
+        if let Target::Job(control) = &self.target
+            && let Some(job) = control.take_over()
+        {
+            deliver(job, false);
+        }
+        self.station.settle_estate(&text);
+        if let Some(keeper) = self.station.keeper() {
+            keeper.lost(&self.station);
+        }
+        true
+    }
+}
+
+thread_local! {
+    /// What must not be anybody else's at a fork.
+    static HELD: std::cell::RefCell<Option<Held>> = const { std::cell::RefCell::new(None) };
+}
+
+struct Held {
+    queue: MutexGuard<'static, Option<Queue>>,
+    _profiler: interrupt::Hold,
+}
+
+extern "C" fn before_fork() {
+    let queue = QUEUE.lock();
+    HELD.set(Some(Held { queue, _profiler: interrupt::hold() }));
+}
+
+extern "C" fn after_fork_in_parent() {
+    HELD.take();
+}
+
+extern "C" fn after_fork_in_child() {
+    if let Some(mut held) = HELD.take() {
+        // The parent's jobs, and its thread.
+        std::mem::forget(held.queue.take());
+    }
+}
