@@ -1,33 +1,34 @@
 //! How running Lua code is stopped: what happens on the worker's own thread.
 //!
-//! Called by `reaper` (from its thread: [`probe`], [`open_window`]), `worker` and `isolate` (for their VMs: [`arm`],
-//! [`calm`]), and `host` ([`set_hook`]). Knows no jobs: a [`Station`] says what is to be stopped.
+//! Called by `reaper` (from its thread: [`probe`], [`open`], [`close`]), `worker` and `isolate` (for their VMs:
+//! [`arm`], [`calm`]), and `host` ([`set_hook`]). Knows no jobs: a [`Station`] says what is to be stopped.
 //!
-//! **The signal.** [`probe`] sends a real-time signal to the worker's thread. Its handler looks where the thread was:
+//! **The signal.** [`probe`] sends a real-time signal to the worker's thread. Its handler sets a count hook, as
+//! LuaJIT's own command does for Ctrl-C. The hook raises before the next instruction of the job's code, and of each one
+//! after, so that `pcall` does not help the job. It does not raise where msys's own code runs, which has to end the job.
 //!
-//! - *Not in compiled code*: it sets a count hook, as LuaJIT's own command does for Ctrl-C. The hook raises before the
-//!   next instruction of the job's code, and of each one after, so that `pcall` does not help the job. A hook does not
-//!   raise where msys's own code runs, which has to end the job.
-//! - *In compiled code*, which sees no hooks: if a *window* is open (below), it calls LuaJIT's handler of `SIGPROF`,
-//!   which makes the guards fail that an *armed* VM has in its compiled code; the interpreter then calls LuaJIT's
-//!   profiler's callback, ours, which sets the hook and raises.
-//! - In compiled code of a thread that is *condemned*, it ends the thread, by the system call and without unwinding:
-//!   compiled code has no native frame above it and holds no lock.
+//! **Compiled code** sees no hooks. But LuaJIT's compiler puts guards into what it compiles for a VM that is profiled
+//! by lines, which look at one bit of the VM's hook mask, the one by which LuaJIT's profiler asks for its turn. A VM is
+//! *armed* by an attempt to start the profiler for it while another VM, a dummy, has it: that is refused, but the mode
+//! stays. To stop compiled code, the handler sets that bit; the guards fail, the interpreter goes on, and calls the
+//! profiler's callback, which is ours, sets the hook and raises.
 //!
-//! The handler only calls what is made for that: `lua_sethook` and LuaJIT's own handler. An update of LuaJIT's dispatch
+//! **The callback** is that of whoever started the profiler last. So while the reaper interrupts, the profiler is
+//! *open*: started for the dummy, with a timer of such a length that it never fires, and the process's handler of
+//! `SIGPROF` and its profiling timer put back at once. A host that starts the profiler in these milliseconds is
+//! refused. A host that has it already keeps it, and compiled code is then not left but ended (below).
+//!
+//! **The hook mask** is a byte at the same distance from each VM's main state. It is found by comparing what
+//! `lua_sethook` sets with what is there ([`find_mask`]), and checked; where it is not found, no VM is armed. With it
+//! the handler also ends what keeps hooks from being called: a job may hang in a finalizer, or in a hook of its own.
+//!
+//! **Ending the thread.** Where the handler finds the thread in compiled code, and the reaper has *condemned* it, it
+//! ends the thread, by the system call and without unwinding: compiled code has no native frame above it and holds no
+//! lock. The VM is lost.
+//!
+//! The handler only calls `lua_sethook`, which is made for that, and writes one byte. An update of LuaJIT's dispatch
 //! table that it interrupts may undo what it has done; so it first takes away a hook that is set already, which makes
 //! the next update a full one, and the reaper tries again until the job has ended.
-//!
-//! **The profiler** of LuaJIT belongs to one VM of the process at a time. A VM is armed by an attempt to start it in
-//! line mode while another VM, a dummy, has it: that is refused, but the mode stays, and the compiler puts guards into
-//! each trace. A window is the time in which the profiler belongs to the VM that is to be interrupted: opened by the
-//! reaper when it has found the thread in compiled code, closed on the worker's own thread when the job is over
-//! ([`calm`]). Its timer is of such a length that it never fires, and the process's handler of `SIGPROF` and its
-//! profiling timer are put back at once, so that a host that profiles itself by other means is not disturbed. Where the
-//! host uses LuaJIT's profiler, no window is to be had; the reaper then has other means.
-//!
-//! **Before the compiled code is thrown away**, which ending the profiler does, the recorder must have finished what an
-//! error interrupted: it does with the next instruction, so [`calm`] calls an empty function first.
 
 use std::{
     cell::Cell,
@@ -35,7 +36,7 @@ use std::{
     ptr::{null, null_mut},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering, compiler_fence},
+        atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence},
     },
 };
 
@@ -48,7 +49,6 @@ use crate::{
 type Callback = unsafe extern "C-unwind" fn(*mut c_void, *mut lua_State, c_int, c_int);
 type Start = unsafe extern "C-unwind" fn(*mut lua_State, *const c_char, Callback, *mut c_void);
 type End = unsafe extern "C-unwind" fn(*mut lua_State);
-type Handler = extern "C" fn(c_int);
 
 thread_local! {
     /// The station of the worker whose thread this is.
@@ -63,8 +63,8 @@ pub(crate) struct Profiler {
     dummy: *mut lua_State,
     /// LuaJIT's own handler of `SIGPROF`.
     handler: libc::sighandler_t,
-    /// The station that has the window.
-    owner: *const Station,
+    /// Begun for the dummy.
+    is_open: bool,
 }
 
 // SAFETY: the dummy VM is used under the lock only; the rest are addresses.
@@ -73,8 +73,15 @@ unsafe impl Send for Profiler {}
 /// `None` until it is first needed; `Some(None)` where this LuaJIT has none.
 static PROFILER: Mutex<Option<Option<Profiler>>> = Mutex::new(None);
 
-/// LuaJIT's handler of `SIGPROF`, for ours to call.
-static TRIGGER: AtomicUsize = AtomicUsize::new(0);
+/// Where the hook mask is, from a VM's main state on; 0 where that is not known.
+static MASK: AtomicUsize = AtomicUsize::new(0);
+/// Guards may be made to fail.
+static IS_OPEN: AtomicBool = AtomicBool::new(false);
+
+/// Bits of the hook mask, besides the events': a hook runs, LuaJIT's compiler tells of an event, a finalizer runs; and
+/// the profiler asks for its turn.
+const BUSY: u8 = 0x10 | 0x20 | 0x40;
+const PROFILE: u8 = 0x80;
 
 /// Where compiled code may be: pairs of addresses, from and to; unused ones are 0.
 const MOST_AREAS: usize = 512;
@@ -109,7 +116,7 @@ impl Profiler {
         if dummy.is_null() {
             return None;
         }
-        let mut profiler = Self { start, end, dummy, handler: libc::SIG_DFL, owner: null() };
+        let mut profiler = Self { start, end, dummy, handler: libc::SIG_DFL, is_open: false };
         // Its handler is what changes when it begins.
         let before = disposition(libc::SIGPROF).sa_sigaction;
         let during = profiler.begin(dummy, null_mut());
@@ -121,7 +128,13 @@ impl Profiler {
             return None;
         }
         profiler.handler = during;
-        TRIGGER.store(during, Ordering::Relaxed);
+        // SAFETY: a new state, of which nobody else knows.
+        let Some(mask) = (unsafe { find_mask(dummy) }) else {
+            // SAFETY: as above.
+            unsafe { ffi::lua_close(dummy) };
+            return None;
+        };
+        MASK.store(mask, Ordering::Relaxed);
         Some(profiler)
     }
 
@@ -165,14 +178,47 @@ impl Profiler {
 
     /// See [`arm`].
     fn arm(&self, state: *mut lua_State) -> bool {
-        if self.is_hosts() {
+        if !self.is_open && (self.is_hosts() || self.begin(self.dummy, null_mut()) != self.handler) {
             return false;
         }
-        self.begin(self.dummy, null_mut());
         // SAFETY: a live VM of this thread. Refused, since the dummy has it.
         unsafe { (self.start)(state, c"l".as_ptr(), interrupted, null_mut()) };
-        self.finish(self.dummy);
+        if !self.is_open {
+            self.finish(self.dummy);
+        }
         true
+    }
+}
+
+/// Finds the hook mask: the one byte that is what `lua_sethook` is told, whatever that is.
+///
+/// # Safety
+/// A live VM, in which nothing runs.
+unsafe fn find_mask(state: *mut lua_State) -> Option<usize> {
+    /// The state, and what stands with it in one block: its first part has the mask.
+    const NEAR: usize = 1024;
+    let mut candidates: Vec<usize> = (0..NEAR).collect();
+    for mask in (0..16u8).chain((0..16).rev()) {
+        // SAFETY: the block that has the state is larger; it may change while it is read.
+        unsafe {
+            ffi::lua_sethook(state, Some(hook), c_int::from(mask), 1000);
+            candidates.retain(|at| state.cast::<u8>().add(*at).read_volatile() & 0x0f == mask);
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { ffi::lua_sethook(state, None, 0, 0) };
+    match candidates[..] {
+        [at] => Some(at),
+        _ => None,
+    }
+}
+
+/// The hook mask of a VM, if it is known where that is.
+fn mask_of(state: *mut lua_State) -> Option<*mut u8> {
+    match MASK.load(Ordering::Relaxed) {
+        0 => None,
+        // SAFETY: within the block of the state.
+        at => Some(unsafe { state.cast::<u8>().add(at) }),
     }
 }
 
@@ -283,21 +329,22 @@ extern "C" fn handle(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     let errno = unsafe { *libc::__errno_location() };
     let compiled = is_compiled(instruction(context));
     station.set_place(if compiled { Place::Compiled } else { Place::Elsewhere });
-    let state = station.state().cast::<lua_State>();
     if compiled && station.is_condemned.load(Ordering::Relaxed) {
         station.is_dead.store(true, Ordering::Release);
         // SAFETY: ends this thread, and nothing else.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
-    } else if compiled && station.has_window.load(Ordering::Relaxed) {
-        let trigger = TRIGGER.load(Ordering::Relaxed);
-        if trigger != 0 {
-            // SAFETY: LuaJIT's handler, while the profiler belongs to the VM of this thread.
-            unsafe { std::mem::transmute::<usize, Handler>(trigger)(libc::SIGPROF) };
+    }
+    let state = station.state().cast::<lua_State>();
+    if !state.is_null() && station.is_busy() {
+        station.is_touched.store(true, Ordering::Relaxed);
+        let guards = station.is_armed.load(Ordering::Relaxed) && IS_OPEN.load(Ordering::Acquire);
+        if let Some(mask) = mask_of(state) {
+            let off = if station.is_late.load(Ordering::Relaxed) { BUSY } else { 0 };
+            // SAFETY: the mask of this thread's VM.
+            unsafe { mask.write_volatile(mask.read_volatile() & !off | if guards { PROFILE } else { 0 }) };
         }
-    } else if !compiled && !state.is_null() && station.is_busy() {
         // SAFETY: a live VM of this thread.
         unsafe { set_hook_anew(state) };
-        station.is_touched.store(true, Ordering::Relaxed);
     }
     station.answers.fetch_add(1, Ordering::Release);
     // SAFETY: as above.
@@ -383,25 +430,29 @@ unsafe extern "C-unwind" fn interrupted(_: *mut c_void, state: *mut lua_State, _
     }
 }
 
-/// Opens a window for a worker whose thread was found in compiled code; whether it is open. For the reaper's thread.
-pub fn open_window(station: &Arc<Station>) -> bool {
-    if station.has_window.load(Ordering::Acquire) {
+/// From now on guards may be made to fail: false if not, because the host has the profiler, or there is none. For the
+/// reaper's thread.
+pub fn open() -> bool {
+    if IS_OPEN.load(Ordering::Relaxed) {
         return true;
     }
-    let state = station.state().cast::<lua_State>();
     let opened = with_profiler(|profiler| {
-        if !profiler.owner.is_null() || profiler.is_hosts() || state.is_null() {
-            return false;
-        }
-        if profiler.begin(state, null_mut()) != profiler.handler {
-            return false;
-        }
-        profiler.owner = Arc::as_ptr(station);
-        station.is_touched.store(true, Ordering::Release);
-        station.has_window.store(true, Ordering::Release);
-        true
+        profiler.is_open = !profiler.is_hosts() && profiler.begin(profiler.dummy, null_mut()) == profiler.handler;
+        IS_OPEN.store(profiler.is_open, Ordering::Release);
+        profiler.is_open
     });
     opened.unwrap_or_default()
+}
+
+/// Ends what [`open`] has begun. A guard that has been made to fail calls our callback all the same, if the host does
+/// not start the profiler before.
+pub fn close() {
+    if IS_OPEN.swap(false, Ordering::AcqRel) {
+        with_profiler(|profiler| {
+            profiler.finish(profiler.dummy);
+            profiler.is_open = false;
+        });
+    }
 }
 
 /// Sends the signal; whether there is a thread that gets it.
@@ -412,52 +463,24 @@ pub fn probe(station: &Station) -> bool {
     tid != 0 && unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) } == 0
 }
 
-/// After a job that was to be stopped, or was taken for it: no hook, no window, and guards for what is compiled next.
+/// After a job that was to be stopped, or was taken for it: no hook is left, nor what else was asked of the VM.
 ///
 /// # Safety
-/// A live VM of this thread, a worker's, which is that of `station`; called by its Lua code, so that no compiled code
-/// is under way.
+/// A live VM of this thread, a worker's, which is that of `station`; called by its Lua code, or when none runs.
 pub unsafe fn calm(state: *mut lua_State, station: &Station) {
     if !station.is_touched.swap(false, Ordering::AcqRel) {
         return;
     }
-    // SAFETY: the caller's promise; the empty function raises nothing, and has the stack slots that are asked for.
+    let main = station.state().cast::<lua_State>();
+    station.is_late.store(false, Ordering::Relaxed);
+    // SAFETY: the caller's promise. No hook and no finalizer runs, as this is called by code of ours; the mask may say
+    // so all the same, where one was left by an error. The hook that is set in between makes the update a full one.
     unsafe {
+        if let (Some(mask), false) = (mask_of(main), main.is_null()) {
+            ffi::lua_sethook(state, Some(hook), ffi::LUA_MASKCOUNT, c_int::MAX);
+            mask.write_volatile(mask.read_volatile() & !(BUSY | PROFILE));
+        }
         ffi::lua_sethook(state, None, 0, 0);
-        let top = ffi::lua_gettop(state);
-        if ffi::lua_checkstack(state, 2) != 0 && ffi::luaL_loadstring(state, c"".as_ptr()) == 0 {
-            ffi::lua_pcall(state, 0, 0, 0);
-        }
-        ffi::lua_settop(state, top);
-    }
-    close_window(state, station);
-}
-
-/// Closes the window, if it is this worker's.
-fn close_window(state: *mut lua_State, station: &Station) {
-    if !station.has_window.swap(false, Ordering::AcqRel) {
-        return;
-    }
-    let armed = with_profiler(|profiler| {
-        if std::ptr::eq(profiler.owner, station) {
-            profiler.finish(state);
-            profiler.owner = null();
-        }
-        profiler.arm(state)
-    });
-    station.is_armed.store(armed.unwrap_or_default(), Ordering::Release);
-}
-
-/// Closes the window of a thread that has ended in compiled code.
-pub fn forget(station: &Station) {
-    if station.has_window.swap(false, Ordering::AcqRel) {
-        with_profiler(|profiler| {
-            if std::ptr::eq(profiler.owner, station) {
-                // Its VM is never entered again, and nobody else is in it.
-                profiler.finish(station.state().cast());
-                profiler.owner = null();
-            }
-        });
     }
 }
 

@@ -7,11 +7,10 @@
 //!
 //! 1. An event to the worker's scheduler, which ends the job's wait, if it waits.
 //! 2. Signals to the worker's thread ([`interrupt::probe`]) while the job's code runs there, at growing intervals:
-//!    they stop the job in the interpreter, or when a C function returns to it. Where a signal finds compiled code, a
-//!    window is opened first ([`interrupt::open_window`]).
+//!    they stop the job in the interpreter and in compiled code, or when a C function returns to it.
 //! 3. After [`GRACE`] the caller gets the outcome, whatever the worker does.
-//! 4. A worker without guards in its compiled code, found there after [`PATIENCE`], loses its thread; so does one with
-//!    guards after [`LAST`], should they be of no use. Its VM is lost, and another worker takes its place.
+//! 4. A worker that is found in compiled code after [`PATIENCE`], because that has no guards or they are of no use,
+//!    loses its thread. Its VM is lost, and another worker takes its place.
 //! 5. A worker that is stuck in C after [`PATIENCE`] is *abandoned*: another takes its place; it ends when the call
 //!    returns. A thread that merely gets no time from the system is no such: it is given [`LAST`].
 //!
@@ -31,7 +30,7 @@ use crate::{
 };
 
 /// How long a worker has to deliver the outcome of a stopped job itself.
-const GRACE: Duration = Duration::from_millis(10);
+const GRACE: Duration = Duration::from_millis(5);
 /// How long a job may go on before it is taken for stuck.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// How long, if it gets no time to run; and how long guards may fail to work.
@@ -148,12 +147,21 @@ pub fn watch(control: &Arc<Control>) {
 /// Ends a job: at once, if no worker has begun it; else its caller has the outcome within [`GRACE`]. Whether it had not
 /// ended, nor been asked to.
 pub fn stop(control: &Arc<Control>, cause: Cause) -> bool {
-    let before = control.stop().is_some() || control.has_ended();
-    if let Some((station, slot)) = job::request(control, cause) {
-        station.post_stop(control, slot);
-        push(Target::Job(Arc::clone(control)), station, slot);
+    if control.stop().is_some() || control.has_ended() {
+        return false;
     }
-    !before
+    let mut all = vec![(Arc::clone(control), cause)];
+    // What it waits for may be what its worker runs, which would have to end first for it to hear of its own end.
+    while let Some((control, cause)) = all.pop() {
+        if let Some((station, slot)) = job::request(&control, cause) {
+            station.post_stop(&control, slot);
+            push(Target::Job(Arc::clone(&control)), station, slot);
+        }
+        if let Some(stop) = control.stop() {
+            all.extend(control.children().into_iter().map(|child| (child, Cause::Parent(stop.clone()))));
+        }
+    }
+    true
 }
 
 /// Stops whatever a worker runs, which is to end.
@@ -176,6 +184,9 @@ fn push(target: Target, station: Arc<Station>, slot: usize) {
 }
 
 fn run() {
+    // Where it may, it goes before what it is to stop.
+    // SAFETY: no pointers; on Linux a thread has a niceness of its own.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, libc::gettid().cast_unsigned(), -10) };
     let mut all: Vec<Stopping> = Vec::new();
     let mut guard = QUEUE.lock();
     loop {
@@ -195,6 +206,9 @@ fn run() {
         let now = Instant::now();
         let mut areas_known = false;
         all.retain_mut(|stopping| stopping.next > now || stopping.step(now, &mut areas_known));
+        if all.is_empty() {
+            interrupt::close();
+        }
         let soonest = all.iter().map(|stopping| stopping.next).min();
         until = until.into_iter().chain(soonest).min();
         guard = QUEUE.lock();
@@ -262,7 +276,7 @@ impl Stopping {
         if !self.is_running() {
             // It waits, and its scheduler knows; or its worker runs another job, which comes first.
             self.used = None;
-            self.next = now + if since < GRACE { FIRST * 5 } else { MOST };
+            self.next = now + (since / 8).clamp(FIRST * 5, SLOW);
             return true;
         }
         let place = self.station.place();
@@ -276,12 +290,10 @@ impl Stopping {
             *areas_known = true;
             interrupt::learn_areas();
         }
-        if place == Place::Compiled && is_fresh {
-            let is_armed = self.station.is_armed.load(Ordering::Acquire);
-            let is_open = is_armed && interrupt::open_window(&self.station);
-            if is_stuck && !is_open || since >= LAST {
-                self.station.is_condemned.store(true, Ordering::Release);
-            }
+        interrupt::open();
+        self.station.is_late.store(since >= GRACE * 4, Ordering::Release);
+        if is_stuck && place == Place::Compiled && is_fresh {
+            self.station.is_condemned.store(true, Ordering::Release);
         } else if is_stuck && place != Place::Compiled {
             self.abandon();
         }
@@ -326,7 +338,6 @@ impl Stopping {
         while std::path::Path::new(&format!("/proc/self/task/{}", self.station.tid())).exists() {
             std::thread::yield_now();
         }
-        interrupt::forget(&self.station);
         let slot = self.slot;
         let text = match &self.target {
             Target::Job(control) => format!(

@@ -214,8 +214,6 @@ pub struct Vm {
     pub locks: RefCell<Vec<(Session, HeldLock)>>,
     /// What sessions of this VM wait for, by ticket: to be left when the VM ends.
     pub awaited: RefCell<FxHashMap<u64, Awaited>>,
-    /// The jobs that jobs of this VM wait for, by ticket: to be stopped with those.
-    children: RefCell<FxHashMap<u64, Arc<Control>>>,
     /// Strings that were lent to jobs whose outcomes have not come, by ticket.
     leases: RefCell<FxHashMap<u64, Vec<Arc<Lease>>>>,
 }
@@ -290,7 +288,6 @@ impl Vm {
             origins: RefCell::default(),
             scratch: RefCell::default(),
             pools: RefCell::default(),
-            children: RefCell::default(),
             leases: RefCell::default(),
             locks: RefCell::default(),
             awaited: RefCell::default(),
@@ -499,7 +496,6 @@ impl Vm {
         // In the parent; one that a thread there was reading would never end here.
         std::mem::forget(self.leases.take());
         std::mem::forget(self.awaited.take());
-        std::mem::forget(self.children.take());
         std::mem::forget(self.locks.take());
         if let Ok(waker) = Waker::for_host() {
             // The old one was counted as awake in the parent, and is not dropped here, like all that was under way.
@@ -570,7 +566,7 @@ impl Vm {
             (Some(_), None) => self.root.borrow().clone(),
         };
         // What waits for it is stopped with it.
-        let is_child = order.mode == Mode::Sync && parent.is_some_and(|parent| parent.job.value.control.is_some());
+        let above = parent.and_then(|parent| parent.job.value.control.clone()).filter(|_| order.mode == Mode::Sync);
         drop(running);
         if order.mode != Mode::Sync {
             let root = root.as_ref().unwrap_or(&inbox);
@@ -582,7 +578,7 @@ impl Vm {
         parcel.root = root;
         parcel.reply = Some(Arc::clone(&inbox));
         drop(inbox);
-        let control = (is_child || order.mode == Mode::Kept || order.limits.is_some()).then(|| {
+        let control = (above.is_some() || order.mode == Mode::Kept || order.limits.is_some()).then(|| {
             let timeout = order.limits.as_ref().and_then(|limits| limits.timeout);
             let keeper: Arc<dyn Keeper> = Arc::<Pool>::clone(pool);
             let submitted = timeout.map_or_else(Instant::now, |(submitted, _)| submitted);
@@ -593,9 +589,6 @@ impl Vm {
             if let Some(sink) = &parcel.sink {
                 sink.submitted(control);
             }
-            if is_child {
-                self.children.borrow_mut().insert(order.ticket, Arc::clone(control));
-            }
             parcel.control = Some(Arc::clone(control));
         }
         let worker = self.worker.as_ref().filter(|worker| worker.pool.id == pool.id);
@@ -605,32 +598,30 @@ impl Vm {
             self.quiet.set(id);
         }
         pool.submit(job, worker, quiet);
-        if let (Some(limits), Some(control)) = (order.limits, control) {
-            reaper::watch(&control);
-            if let Some(token) = limits.token {
-                token.add(&control);
+        if let Some(control) = control {
+            if let Some(stop) = above.and_then(|above| above.adopt(&control)) {
+                reaper::stop(&control, Cause::Parent(stop));
+            }
+            if let Some(limits) = order.limits {
+                reaper::watch(&control);
+                if let Some(token) = limits.token {
+                    token.add(&control);
+                }
             }
         }
         id
     }
 
-    /// The job that is waited for under `ticket` by one that is stopped for this reason, is stopped too.
-    pub fn stop_child(&self, ticket: u64, stop: Stop) {
-        let child = self.children.borrow_mut().remove(&ticket);
-        if let Some(child) = child {
-            reaper::stop(&child, Cause::Parent(stop));
-        }
-    }
-
-    /// The futures that the job in `slot` has sent and waits for under `ticket` are stopped with it.
-    pub fn stop_awaited(&self, slot: usize, ticket: u64, stop: &Stop) {
-        let Some((id, ..)) = self.describe(slot) else { return };
-        let futures: Vec<_> = match self.awaited.borrow().get(&ticket) {
-            Some(Awaited::Futures(futures)) => futures.iter().filter(|future| future.parent() == id).cloned().collect(),
-            _ => return,
-        };
-        for future in futures {
-            future.stop(Cause::Parent(stop.clone()));
+    /// The job in `slot` waits for these futures: those that it has sent itself are stopped with it.
+    pub fn adopt(&self, slot: usize, futures: &[Arc<handles::Future>]) {
+        let running = self.running.borrow();
+        let parent = running.get(slot).and_then(|running| running.as_ref()?.job.value.control.clone());
+        drop(running);
+        let Some(parent) = parent else { return };
+        for child in futures.iter().filter(|future| future.parent() == parent.id()).filter_map(|future| future.control()) {
+            if let Some(stop) = parent.adopt(child) {
+                reaper::stop(child, Cause::Parent(stop));
+            }
         }
     }
 
@@ -875,12 +866,7 @@ impl Vm {
                     Some(control) => Next::StopJob(job.value.ticket as usize, control),
                     None => Next::Nothing,
                 },
-                Kind::Job | Kind::Outcome | Kind::Report => {
-                    if job.value.kind == Kind::Outcome && !self.children.borrow().is_empty() {
-                        self.children.borrow_mut().remove(&job.value.ticket);
-                    }
-                    Next::Event(job)
-                }
+                Kind::Job | Kind::Outcome | Kind::Report => Next::Event(job),
             });
         }
         let mut timers = self.timers.borrow_mut();

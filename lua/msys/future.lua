@@ -42,7 +42,7 @@ end
 ---@async
 local function await_any(list, count, deadline)
   local ticket = scheduler.wait_ticket()
-  if not native.future_wait(ticket, list, count) then return true end
+  if not native.future_wait(ticket, list, count, scheduler.slot()) then return true end
   return not handles.await_once(ticket, deadline and math.max(0, deadline - scheduler.now()))
 end
 

@@ -510,9 +510,6 @@ end
 local function stop(session, text, kind)
   session.stop = session.stop or { text = text, kind = kind }
   local ticket = session.pumping
-  if session.slot then
-    native.stop_child(session.slot, ticket or session.ticket or 0, session.stop.kind, session.stop.text)
-  end
   if ticket then
     -- It takes this when it is on top of the stack again.
     arrived[ticket] = { n = 1, STOPPED }

@@ -71,6 +71,11 @@ impl Future {
         self.parent
     }
 
+    /// What its job is stopped by.
+    pub fn control(&self) -> Option<&Arc<Control>> {
+        self.control.get()
+    }
+
     /// Stops its job; whether that had not ended, nor been stopped before.
     pub fn stop(&self, cause: Cause) -> bool {
         let Some(control) = self.control.get() else { return false };

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    jobs::{decode_onto, encode_value, missing_module, refused_value},
+    jobs::{decode_onto, encode_value, missing_module, refused_value, slot_at},
     objects::{counted_at, object_at, push_new, push_object, push_weak_table, set_buffer_view, whole},
     text, vm,
 };
@@ -540,13 +540,14 @@ unsafe extern "C-unwind" fn failed_future(state: *mut lua_State) -> c_int {
     1
 }
 
-/// `future_wait(ticket, list, count)` → whether the session waits for the end of any; if not, one has ended
+/// `future_wait(ticket, list, count, slot or nil)` → whether the session waits for the end of any; if not, one has ended
 unsafe extern "C-unwind" fn future_wait(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
         let vm = vm(state);
         let ticket = ffi::lua_tonumber(state, 1) as u64;
         let count = ffi::lua_tonumber(state, 3) as c_int;
+        let slot = slot_at(state, 4);
         ffi::lua_settop(state, 2);
         let future_at = |place| {
             ffi::lua_rawgeti_(state, 2, place);
@@ -556,6 +557,9 @@ unsafe extern "C-unwind" fn future_wait(state: *mut lua_State) -> c_int {
         };
         let futures: Vec<_> = (1..=count).filter_map(future_at).collect();
         let waits = futures.iter().all(|future| future.wait(Knock::new(vm.inbox(), ticket)));
+        if let (true, Some(slot)) = (waits, slot) {
+            vm.adopt(slot, &futures);
+        }
         if waits {
             vm.awaited.borrow_mut().insert(ticket, Awaited::Futures(futures));
         } else {

@@ -31,7 +31,6 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"enter", enter),
     (c"stopped", stopped),
     (c"is_stopped", is_stopped),
-    (c"stop_child", stop_child),
     (c"stop_jobs", stop_jobs),
     (c"abandoned", abandoned),
 ];
@@ -194,25 +193,6 @@ unsafe extern "C-unwind" fn is_stopped(state: *mut lua_State) -> c_int {
         ffi::lua_pushboolean(state, c_int::from(stop.is_some()));
         1 + stop.map_or(0, |stop| push_stop(state, &stop))
     }
-}
-
-/// `stop_child(slot, ticket, kind, text)`: the job in this slot is stopped, and so is what it waits for under this
-/// ticket
-unsafe extern "C-unwind" fn stop_child(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        let vm = vm(state);
-        let (slot, ticket) = (ffi::lua_tonumber(state, 1) as usize, ffi::lua_tonumber(state, 2) as u64);
-        let kind = match text(state, 3).as_deref() {
-            Some("timeout") => "timeout",
-            Some("cancelled") => "cancelled",
-            _ => "shutdown",
-        };
-        let stop = Stop { kind, text: text(state, 4).unwrap_or_default() };
-        vm.stop_awaited(slot, ticket, &stop);
-        vm.stop_child(ticket, stop);
-    }
-    0
 }
 
 /// `stop_jobs(pool)`: stops the jobs that the pool's workers run, whatever they do

@@ -82,6 +82,8 @@ struct Inner {
     address: Option<Address>,
     /// It counts as one in the pool's queue.
     is_counted: bool,
+    /// The jobs that it waits for, to be stopped with it.
+    children: Vec<Weak<Control>>,
 }
 
 /// See the module.
@@ -148,7 +150,7 @@ impl Control {
             pool: Arc::clone(pool),
             name: parcel.name.clone(),
             keeper,
-            inner: Mutex::new(Inner { state: State::Queued, address: Some(address), is_counted: true }),
+            inner: Mutex::new(Inner { state: State::Queued, address: Some(address), is_counted: true, children: Vec::new() }),
         })
     }
 
@@ -181,6 +183,23 @@ impl Control {
     /// Its session has ended.
     pub fn leave(&self) {
         self.gone.store(true, Ordering::Release);
+    }
+
+    /// It waits for that job, which is to be stopped with it; gives the reason, if it is being stopped already.
+    pub fn adopt(&self, child: &Arc<Control>) -> Option<Stop> {
+        let mut inner = self.inner.lock();
+        // Under the lock, so that either the child is seen by `children`, or the reason here.
+        if let Some(stop) = self.stop.get() {
+            return Some(stop.clone());
+        }
+        inner.children.retain(|other| other.upgrade().is_some_and(|other| !other.is_gone()));
+        inner.children.push(Arc::downgrade(child));
+        None
+    }
+
+    /// Those that it waits for, once, when it is being stopped.
+    pub fn children(&self) -> Vec<Arc<Control>> {
+        std::mem::take(&mut self.inner.lock().children).iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Whether its outcome is on its way.

@@ -51,10 +51,10 @@ pub struct Station {
     pub is_isolated: AtomicBool,
     /// Its compiled code has guards, by which it can be left.
     pub is_armed: AtomicBool,
-    /// A hook was set, or LuaJIT's profiler begun: to be undone when the job is left.
+    /// A hook was set: to be undone when the job is left.
     pub is_touched: AtomicBool,
-    /// The profiler is begun for its VM.
-    pub has_window: AtomicBool,
+    /// The job does not end: what may keep hooks from being called is to be ended.
+    pub is_late: AtomicBool,
     /// The signal's handler is to end the thread, if it finds it in compiled code.
     pub is_condemned: AtomicBool,
     /// It has done so.
@@ -94,7 +94,7 @@ impl Station {
             is_isolated: AtomicBool::new(false),
             is_armed: AtomicBool::new(false),
             is_touched: AtomicBool::new(false),
-            has_window: AtomicBool::new(false),
+            is_late: AtomicBool::new(false),
             is_condemned: AtomicBool::new(false),
             is_dead: AtomicBool::new(false),
             is_abandoned: AtomicBool::new(false),
