@@ -294,7 +294,7 @@ impl Stopping {
         self.station.is_late.store(since >= GRACE * 4, Ordering::Release);
         if is_stuck && place == Place::Compiled && is_fresh {
             self.station.is_condemned.store(true, Ordering::Release);
-        } else if is_stuck && place != Place::Compiled {
+        } else if is_stuck && place == Place::Elsewhere || since >= LAST && place == Place::Unknown {
             self.abandon();
         }
         self.station.set_place(Place::Unknown);

@@ -109,6 +109,7 @@ pub fn host_closed() {
     };
     for pool in &pools {
         pool.stop();
+        pool.stop_jobs();
     }
     let deadline = Instant::now() + GRACE;
     for pool in &pools {

@@ -149,6 +149,21 @@ function msys.poll()
   return scheduler.poll()
 end
 
+--- How long the end of the program waits for asynchronous jobs, in seconds: for ever (`math.huge`), if nothing else is
+--- said. Gives what was said before.
+---@param seconds? number  nil: only asks
+---@return number before
+function msys.exitTimeout(seconds)
+  if seconds ~= nil then
+    if type(seconds) ~= "number" then
+      error("msys.exitTimeout: seconds must be a number, got " .. type(seconds), 2)
+    elseif not (seconds >= 0) then -- luacheck: ignore 581 (NaN is refused too)
+      error("msys.exitTimeout: seconds must not be negative, got " .. seconds, 2)
+    end
+  end
+  return scheduler.exit_timeout(seconds)
+end
+
 --- A file descriptor that is readable when `msys.poll` has work.
 ---@return integer
 function msys.fd()

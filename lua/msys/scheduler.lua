@@ -812,28 +812,65 @@ function scheduler.serve()
   end
 end
 
---- How long an exit waits in silence, in seconds.
-local SILENCE = 2
+--- How long an exit waits in silence, how long for jobs whose worker is stuck in a C call, and how often it looks; in
+--- seconds.
+local SILENCE, STUCK, LOOK = 2, 5, 0.05
+--- How long an exit waits for the rest.
+local exit_timeout = math.huge
+
+--- Sets how long an exit waits for asynchronous jobs; gives what it was.
+---@param seconds? number  nil: only asks
+---@return number before
+function scheduler.exit_timeout(seconds)
+  local before = exit_timeout
+  exit_timeout = seconds or before
+  return before
+end
+
+local function say(text, ...)
+  io.stderr:write(("msys: %s\n"):format(text:format(...)))
+end
+
+--- Says which jobs an exit does not wait for, if there are any.
+local function say_dropped(why)
+  local pending = native.pending()
+  if pending == 0 then return end
+  local where = native.in_progress()
+  say("%s: %d asynchronous jobs are dropped%s", why, pending, where ~= "" and (" (%s)"):format(where) or "")
+end
 
 --- Finishes the asynchronous jobs that were accepted; for the end of a host. An interrupt has ended that wait already.
 function scheduler.drain()
   -- Nothing else raises out of the loop.
   local left_loop = not current and (running or main.pumping)
-  if native.is_interrupted() or left_loop then return end
-  if native.pending() > 0 then
-    scheduler.start(function()
-      scheduler.sleep(SILENCE)
-      io.stderr:write(
-        ("msys: the exit waits for %d asynchronous jobs; Ctrl-C ends it\n"):format(native.pending())
-      )
-    end)
-  end
+  if native.is_interrupted() or left_loop then return say_dropped "interrupted" end
+  if native.pending() == 0 then return end
+  local why
+  scheduler.start(function()
+    local began, is_silent = scheduler.now(), true
+    while true do
+      local waited = scheduler.now() - began
+      local behind = native.behind_stuck()
+      if waited >= exit_timeout then
+        why = ("the exit has waited for %.14g s"):format(exit_timeout)
+        return
+      elseif behind > 0 and waited >= STUCK and native.pending() <= behind then
+        why = "a C call does not return"
+        return
+      elseif is_silent and waited >= SILENCE then
+        is_silent = false
+        say("the exit waits for %d asynchronous jobs; Ctrl-C ends it", native.pending())
+      end
+      scheduler.sleep(math.max(0, math.min(LOOK, exit_timeout - waited)))
+    end
+  end)
   scheduler.run_while(function()
-    return native.pending() > 0
+    return native.pending() > 0 and not why
   end)
   -- The last job's report came before its count went.
   while handle_one(next_event(false)) do
   end
+  if why then say_dropped(why) end
 end
 
 --- Sets what a VM does with jobs (workers only) and with failures that nobody waits for.

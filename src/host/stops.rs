@@ -31,8 +31,8 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"enter", enter),
     (c"stopped", stopped),
     (c"is_stopped", is_stopped),
-    (c"stop_jobs", stop_jobs),
-    (c"abandoned", abandoned),
+    (c"behind_stuck", behind_stuck),
+    (c"in_progress", in_progress),
 ];
 
 /// The limits of a job, from the table at `at`: `{ timeout, when the call was made, token }`, each may be missing.
@@ -195,21 +195,25 @@ unsafe extern "C-unwind" fn is_stopped(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `stop_jobs(pool)`: stops the jobs that the pool's workers run, whatever they do
-unsafe extern "C-unwind" fn stop_jobs(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        if let Some(pool) = vm(state).pool(ffi::lua_tonumber(state, 1) as u32) {
-            pool.stop_jobs();
-        }
-    }
-    0
-}
-
-/// `abandoned()` → how many workers of all pools are stuck in C
-unsafe extern "C-unwind" fn abandoned(state: *mut lua_State) -> c_int {
-    let count: usize = registry::all().iter().map(|pool| pool.stat().num_abandoned).sum();
+/// `behind_stuck()` → how many jobs are in progress on workers that are stuck in C, besides those that these are stuck in
+unsafe extern "C-unwind" fn behind_stuck(state: *mut lua_State) -> c_int {
+    let count: u64 = registry::all().iter().map(|pool| pool.behind_stuck()).sum();
     // SAFETY: a C function of ours.
     unsafe { ffi::lua_pushnumber(state, count as f64) };
+    1
+}
+
+/// `in_progress()` → in words, how many jobs each pool has
+unsafe extern "C-unwind" fn in_progress(state: *mut lua_State) -> c_int {
+    let mut text = String::new();
+    for stat in registry::all().iter().map(|pool| pool.stat()) {
+        if stat.job_num_running > 0 || stat.job_num_queued > 0 {
+            let between = if text.is_empty() { "" } else { "; " };
+            let (running, queued) = (stat.job_num_running, stat.job_num_queued);
+            text.push_str(&format!("{between}pool '{}': {running} in progress, {queued} queued", stat.name));
+        }
+    }
+    // SAFETY: a C function of ours; should the push raise, the text leaks.
+    unsafe { push_bytes(state, text.as_bytes()) };
     1
 }

@@ -350,11 +350,12 @@ impl Pool {
     }
 
     /// Refuses new jobs and ends when the queued ones and those in progress have. With `drop_queued` the queued ones
-    /// fail, and whatever those in progress wait for, now or later, raises there.
+    /// fail, and those in progress are stopped.
     pub fn shutdown(&self, drop_queued: bool) {
         self.state.fetch_max(DRAINING, Ordering::AcqRel);
         if drop_queued {
             self.dropping.store(true, Ordering::Release);
+            self.stop_jobs();
             let text = Error::PoolShutDown(self.config.name.to_string()).to_string();
             self.fail_queued("shutdown", &text, &text);
         }
@@ -429,6 +430,13 @@ impl Pool {
         for station in stations {
             reaper::stop_all(&station, Stop { kind: "shutdown", text: Arc::clone(&text) });
         }
+    }
+
+    /// Jobs in progress on workers that are stuck in C, but for those that these are stuck in.
+    pub fn behind_stuck(&self) -> u64 {
+        let seats = self.seats.read();
+        let stuck = seats.iter().flatten().filter(|seat| seat.abandoned.load(Ordering::Acquire));
+        stuck.map(|seat| seat.stats.running.load(Ordering::Relaxed).saturating_sub(1)).sum()
     }
 
     /// Sets how many workers it may have; superfluous ones end when they have no session.
