@@ -50,6 +50,7 @@ build = {
       ["msys.submit"] = "lua/msys/submit.lua",
       ["msys.threadpool"] = "lua/msys/threadpool.lua",
       ["msys.worker"] = "lua/msys/worker.lua",
+      ["msys.workers"] = "lua/msys/workers.lua",
     },
   },
 }

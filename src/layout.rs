@@ -224,6 +224,57 @@ impl Table {
     }
 }
 
+/// What a table was: where its parts lie, and what is in them.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Shape {
+    places: [usize; 3],
+    counts: [u32; 2],
+    items: Vec<u64>,
+    nodes: Vec<[u64; 3]>,
+}
+
+impl Shape {
+    /// Of a table as it is now.
+    ///
+    /// # Safety
+    /// The table is alive, and tables lie as [`verify`] has found.
+    pub unsafe fn of(table: *const Table) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (places, counts, items, nodes) = Self::parts(table);
+            Self { places, counts, items: items.to_vec(), nodes: nodes.to_vec() }
+        }
+    }
+
+    /// Whether a table is still what it was: nothing is followed before it is known to be.
+    ///
+    /// # Safety
+    /// As [`Shape::of`]; the table is the one of then.
+    pub unsafe fn is_of(&self, table: *const Table) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (places, counts, items, nodes) = Self::parts(table);
+            places == self.places && counts == self.counts && items == self.items && nodes == self.nodes
+        }
+    }
+
+    /// # Safety
+    /// As [`Shape::of`].
+    unsafe fn parts<'a>(table: *const Table) -> ([usize; 3], [u32; 2], &'a [u64], &'a [[u64; 3]]) {
+        // SAFETY: a live table; its parts have the sizes that its head says. A node is three words.
+        unsafe {
+            let head = &*table;
+            let items = match head.item_count() {
+                0 => &[],
+                count => std::slice::from_raw_parts(head.items.cast::<u64>(), count),
+            };
+            let nodes = std::slice::from_raw_parts(head.nodes.cast::<[u64; 3]>(), head.node_count());
+            let places = [head.metatable.addr(), head.items.addr(), head.nodes.addr()];
+            (places, [head.item_count, head.node_mask], items, nodes)
+        }
+    }
+}
+
 /// Whether tables and strings of this process's LuaJIT lie as this file says. May raise (out of memory).
 ///
 /// # Safety

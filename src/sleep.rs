@@ -167,6 +167,18 @@ impl Sleep {
         wake
     }
 
+    /// Counts one more worker in, which begins searching, if there may be one: for a pool that starts all at once.
+    pub fn start_one(&self) -> bool {
+        let mut sleepers = self.sleepers.lock();
+        if sleepers.alive >= sleepers.most() {
+            return false;
+        }
+        sleepers.alive += 1;
+        self.publish(&sleepers);
+        self.searching.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+
     /// Step 3, for a searcher that found a job: whether it was the last, and so has to look for more work.
     #[must_use]
     pub fn found(&self) -> bool {

@@ -18,6 +18,7 @@ use crate::{
     error::{Error, Result},
     functions::Functions,
     handles,
+    isolate::{self, Isolate},
     lease::Lease,
     job::{self, Cause, Chain, Control, Ids, Inbox, Job, Keeper, Kind, Mode, Sink, Station, Stop, deliver, new_job},
     locks::{Ancestor, Ancestors, Held, Left, Session, Wait, Wake},
@@ -210,6 +211,10 @@ pub struct Vm {
     #[allow(clippy::vec_box, reason = "taken and given back as boxes: a call moves a pointer, not the maps")]
     scratch: RefCell<Vec<Box<Scratch>>>,
     pools: RefCell<Vec<Option<Arc<Pool>>>>,
+    /// A worker's VM for isolated executions, if it has one that can be used again; and buffers.
+    pub isolate: RefCell<Option<Box<Isolate>>>,
+    /// See `isolate`.
+    pub isolate_scratch: RefCell<isolate::Scratch>,
     /// Locks that sessions of this VM have.
     pub locks: RefCell<Vec<(Session, HeldLock)>>,
     /// What sessions of this VM wait for, by ticket: to be left when the VM ends.
@@ -289,6 +294,8 @@ impl Vm {
             scratch: RefCell::default(),
             pools: RefCell::default(),
             leases: RefCell::default(),
+            isolate: RefCell::default(),
+            isolate_scratch: RefCell::default(),
             locks: RefCell::default(),
             awaited: RefCell::default(),
         }

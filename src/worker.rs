@@ -42,6 +42,7 @@ const FACE: &[(&str, &str)] = &[
     ("msys.submit", include_str!("../lua/msys/submit.lua")),
     ("msys.threadpool", include_str!("../lua/msys/threadpool.lua")),
     ("msys.worker", include_str!("../lua/msys/worker.lua")),
+    ("msys.workers", include_str!("../lua/msys/workers.lua")),
 ];
 
 /// What a worker's thread does, from its VM's start to its end.
@@ -97,6 +98,7 @@ pub fn run(worker: Worker) {
     station.set_state(std::ptr::null_mut());
     if let Some(vm) = &vm {
         vm.withdraw();
+        drop(vm.isolate.take());
     }
     // SAFETY: the state is this thread's, and no call is under way in it. Nothing asks for the limit when LuaJIT's own
     // allocator is back.

@@ -25,6 +25,7 @@ local msys = {
   _OSTLS = {},
   core = require "msys.core",
   threadpool = require "msys.threadpool",
+  workers = require "msys.workers",
   runInPool = submit.runInPool,
   submit = future.submit,
   all = future.all,

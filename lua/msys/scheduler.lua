@@ -102,9 +102,12 @@ local interrupt
 --- A failure inside a session, with the traceback of where it was raised.
 local Failure = {}
 Failure.__index = Failure
+scheduler.Failure = Failure
 
 --- The message handler of every session.
 local function failure(err)
+  -- One that an isolated execution has ended with.
+  if getmetatable(err) == Failure then return err end
   local text = type(err) == "string" and err or ""
   return setmetatable({ err = err, traceback = traceback(text, 2) }, Failure)
 end

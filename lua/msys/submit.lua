@@ -186,6 +186,8 @@ local function check_options(options)
   return true
 end
 
+submit.check_options = check_options
+
 --- Runs a job as `options` say, with the arguments behind.
 ---@async
 local function run(flags, given, pool, closure, async, completion, mode, name, limits, ...)

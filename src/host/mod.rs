@@ -7,6 +7,7 @@
 //!
 //! Misuse is checked by the Lua face, which knows the caller's line; here it must merely do no harm.
 
+mod isolated;
 mod jobs;
 mod locks;
 mod names;
@@ -111,7 +112,8 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
                 .chain(names::FUNCTIONS)
                 .chain(locks::FUNCTIONS)
                 .chain(shared::FUNCTIONS)
-                .chain(stops::FUNCTIONS) {
+                .chain(stops::FUNCTIONS)
+                .chain(isolated::FUNCTIONS) {
                 for _ in 0..4 {
                     ffi::lua_pushvalue(state, -4);
                 }

@@ -326,6 +326,13 @@ impl Pool {
         }
     }
 
+    /// Starts all workers that it may have.
+    pub fn start_all(self: &Arc<Self>) {
+        while self.is_running() && self.sleep.start_one() {
+            self.start();
+        }
+    }
+
     /// Whether it has ever had a worker.
     pub fn has_started(&self) -> bool {
         self.started.load(Ordering::Relaxed) > 0
