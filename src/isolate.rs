@@ -306,11 +306,17 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
             ffi::lua_error(state);
         }
         let notes = (&raw mut *isolate.notes).cast::<c_void>();
-        for maker in [make_guard, make_guard_of_arguments, make_guard_of_modes, make_guard_of_options] {
+        for maker in [
+            make_guard,
+            make_guard_of_arguments,
+            make_guard_of_modes,
+            make_guard_of_options,
+            make_guard_of_environments,
+        ] {
             ffi::lua_pushlightuserdata(state, notes);
             ffi::lua_pushcclosure(state, maker, 1);
         }
-        ffi::lua_call(state, 4, 3);
+        ffi::lua_call(state, 5, 3);
         let random = ffi::lua_touserdata(state, 3).cast::<u8>();
         ffi::lua_pushvalue(state, 2);
         isolate.make = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
@@ -474,6 +480,11 @@ unsafe extern "C-unwind" fn make_guard_of_modes(state: *mut lua_State) -> c_int 
     unsafe { make(state, guard_of_modes) }
 }
 
+unsafe extern "C-unwind" fn make_guard_of_environments(state: *mut lua_State) -> c_int {
+    // SAFETY: a maker.
+    unsafe { make(state, guard_of_environments) }
+}
+
 unsafe extern "C-unwind" fn make_guard_of_options(state: *mut lua_State) -> c_int {
     // SAFETY: a maker.
     unsafe { make(state, guard_of_options) }
@@ -506,8 +517,8 @@ unsafe extern "C-unwind" fn guard_of_arguments(state: *mut lua_State) -> c_int {
     unsafe { pass(state, ffi::lua_gettop(state) > 0) }
 }
 
-/// `jit.on`, `off`, `flush`: a change where it is for all code; `true` stands for the calling function, which the guard
-/// is not.
+/// `jit.on`, `off`, `flush`: changes, of the script's functions too, which the next execution may use. `true` stands for
+/// the calling function, which the guard is not.
 unsafe extern "C-unwind" fn guard_of_modes(state: *mut lua_State) -> c_int {
     // SAFETY: a guard.
     unsafe {
@@ -518,7 +529,21 @@ unsafe extern "C-unwind" fn guard_of_modes(state: *mut lua_State) -> c_int {
                 ffi::lua_replace(state, 1);
             }
         }
-        pass(state, kind == ffi::LUA_TNONE || kind == ffi::LUA_TNIL)
+        pass(state, true)
+    }
+}
+
+/// `setfenv`: a change where it is for a function, which may be a library's. A level is one more with the guard.
+unsafe extern "C-unwind" fn guard_of_environments(state: *mut lua_State) -> c_int {
+    // SAFETY: a guard.
+    unsafe {
+        let kind = ffi::lua_type(state, 1);
+        let level = ffi::lua_tonumber(state, 1);
+        if kind == ffi::LUA_TNUMBER && level >= 1.0 {
+            ffi::lua_pushnumber(state, level + 1.0);
+            ffi::lua_replace(state, 1);
+        }
+        pass(state, kind == ffi::LUA_TFUNCTION)
     }
 }
 

@@ -6,13 +6,13 @@
 --- away.
 ---
 --- The guards are C functions: `guard(fn)` notes each call, `guard_arguments(fn)` one with arguments,
---- `guard_mode(fn)` one of `jit.on`, `off` and `flush` that is not for a single function, `guard_options(fn)` one of
---- `collectgarbage` that sets something.
+--- `guard_mode(fn)` one of `jit.on`, `off` or `flush`, `guard_options(fn)` one of `collectgarbage` that sets something,
+--- `guard_environment(fn)` one of `setfenv` for a function.
 ---
 --- Gives a list of all tables that a script can reach, a function that makes the globals of an execution, and what
 --- `math.random` keeps its state in.
 
-local guard, guard_arguments, guard_mode, guard_options = ...
+local guard, guard_arguments, guard_mode, guard_options, guard_environment = ...
 
 local getupvalue = debug.getupvalue
 local _, random_state = getupvalue(math.random, 1)
@@ -33,6 +33,7 @@ for name in pairs {
 end
 newproxy = guard(newproxy)
 collectgarbage = guard_options(collectgarbage)
+setfenv = guard_environment(setfenv)
 io.input, io.output = guard_arguments(io.input), guard_arguments(io.output)
 for _, name in ipairs { "on", "off", "flush" } do
   jit[name] = guard_mode(jit[name])

@@ -40,15 +40,33 @@ local function check_context(self, method)
   end
 end
 
+--- Finds what cannot be in a context: the path to it and its type.
+local function foreign(value, path, seen)
+  local kind = type(value)
+  if kind == "userdata" or kind == "thread" or kind == "cdata" then
+    return ("%s (%s)"):format(path, getmetatable(value) ~= nil and tostring(value):match "^[^:]*" or kind)
+  elseif kind ~= "table" or seen[value] then
+    return nil
+  end
+  seen[value] = true
+  for key, item in next, value do
+    local found = foreign(key, ("a key of %s"):format(path), seen)
+      or foreign(item, ("%s.%s"):format(path, scheduler.text_of(key)), seen)
+    if found then return found end
+  end
+end
+
 --- Sets a value.
 ---@param key string|number|boolean
----@param value any  what can be copied: no handles, no functions of C modules
+---@param value any  what can be copied into a VM that has nothing but LuaJIT's libraries: no handles, no FFI objects
 function Context:set(key, value)
   check_context(self, "set")
   local kind = type(key)
   if kind ~= "string" and kind ~= "number" and kind ~= "boolean" or key ~= key then
     error("msys.context:set: key must be a string, a number or a boolean, got " .. kind, 2)
   end
+  local found = foreign(value, "ctx." .. tostring(key), {})
+  if found then error("msys.context:set: cannot send " .. found, 2) end
   self.values[key] = value
 end
 

@@ -34,7 +34,7 @@ unsafe extern "C-unwind" fn execute(state: *mut lua_State) -> c_int {
             isolate::encode_context(state, inner, &vm.functions, &mut scratch, &mut context, config.max_message);
         if encoded.is_err() {
             vm.isolate_scratch.replace(scratch);
-            return say(state, "the context has what cannot cross into an isolated VM");
+            return say(state, "msys.workers: the context has what cannot be sent to an isolated VM");
         }
         let kept = vm.isolate.take().filter(|_| !single);
         let Some(mut isolate) = kept.or_else(|| Isolate::new(config.memory_limit, config.interruptible)) else {
