@@ -16,7 +16,7 @@ export MSYS_TOOLS
 # The suites measure time and use every core: one after the other, also under -j.
 .NOTPARALLEL:
 .PHONY: help setup build rock demo test test-rust test-vm test-loom test-lua test-lua-joff test-lua-shuffle \
-	test-luajit2 test-api test-properties test-stress test-soak test-rock fuzz stress soak bench bench-values bench-code bench-sync check setup-check check-rust check-lua check-text format clean
+	test-luajit2 test-api test-properties test-stress test-soak test-rock fuzz stress soak bench bench-values bench-code bench-sync bench-cancel check setup-check check-rust check-lua check-text format clean
 
 # Runs a script with what `make build` made.
 with_build = LUA_PATH='lua/?.lua;lua/?/init.lua;./?.lua;;' LUA_CPATH='build/lib/?.so;;'
@@ -127,6 +127,10 @@ bench-sync: build ## locks, channels and shared data, beside lua-luv and cqueues
 	@scripts/apt.sh install lua-luv lua-cqueues || echo 'bench-sync: without the two, msys is measured alone'
 	$(say) 'locks, channels, shared data'
 	$(with_build) UV_THREADPOOL_SIZE=$$(nproc) luajit bench/sync.lua
+
+bench-cancel: build ## how fast jobs are stopped, what that costs the others, isolated executions beside new VMs
+	$(say) 'stops'
+	$(with_build) luajit bench/cancel.lua
 
 check: check-rust check-lua check-text ## formatting, lints and types of everything
 

@@ -15,6 +15,11 @@
 //! gives closures that share their prototype, and so its compiled traces, but each have cells of their own. For that
 //! the child's upvalues must say "local slot i of the parent, mutable", which is what the template's own child says:
 //! its `2*numuv` bytes replace the child's. The prototype's code is untouched.
+//!
+//! **Many closures.** The compiler takes a function for one closure, whose upvalues it may take for constants, until
+//! three were made of its prototype; a trace that it has made by then is left at each call of another. A job's
+//! functions are made anew in each job, so [`MANY`] in the flags of their prototypes says from the beginning what would
+//! be known after the third.
 
 /// First bytes of every dump, and the one version whose layout is known here.
 const MAGIC: [u8; 3] = [0x1b, b'L', b'J'];
@@ -23,6 +28,9 @@ const FLAG_BIG_ENDIAN: u64 = 1;
 const FLAG_STRIPPED: u64 = 2;
 /// All flags that this file understands: endianness, strip, FFI, two-slot frames, deterministic.
 const FLAGS_KNOWN: u64 = 1 | 2 | 4 | 8 | 0x8000_0000;
+
+/// In a prototype's flags, of which it is the part that LuaJIT counts closures in: enough of them.
+const MANY: u8 = 0x60;
 
 /// Lua source of a function that makes closures with `upvalues` upvalues; its dump is the donor of a factory.
 pub fn template_source(upvalues: usize) -> String {
@@ -70,8 +78,27 @@ impl Template {
         out.extend_from_slice(dump.get(main.upvalues_at + main.upvalues_len..main.end)?);
         out.extend_from_slice(&self.parent);
         out.push(0);
+        mark(&parsed, &mut out);
         Some(out)
     }
+}
+
+/// Says of all functions of a dump, which `bytes` begin with, that there are many closures of each.
+fn mark(dump: &Dump, bytes: &mut [u8]) {
+    for proto in &dump.protos {
+        if let Some(flags) = bytes.get_mut(proto.flags_at) {
+            *flags |= MANY;
+        }
+    }
+}
+
+/// The dump of a function of which there will be many closures, as there will be of those in it; `None` where the
+/// format is not the known one.
+pub fn of_many(dump: &[u8]) -> Option<Vec<u8>> {
+    let parsed = Dump::parse(dump)?;
+    let mut bytes = dump.to_vec();
+    mark(&parsed, &mut bytes);
+    Some(bytes)
 }
 
 /// How many upvalues the function dumped in `dump` has; `None` where the format is not the known one.
@@ -86,6 +113,7 @@ pub(crate) struct Proto {
     start: usize,
     /// Offset behind the last byte.
     pub(crate) end: usize,
+    flags_at: usize,
     pub(crate) code_at: usize,
     pub(crate) upvalues_at: usize,
     pub(crate) upvalues_len: usize,
@@ -127,6 +155,7 @@ impl Dump {
             let mut proto = proto_of(&mut body, stripped)?;
             proto.start = start;
             proto.end = end;
+            proto.flags_at = body_at;
             proto.code_at += body_at;
             proto.upvalues_at += body_at;
             protos.push(proto);
@@ -149,7 +178,7 @@ fn proto_of(at: &mut Cursor<'_>, stripped: bool) -> Option<Proto> {
     at.take(code)?;
     let upvalues_at = at.pos;
     at.take(upvalues_len)?;
-    Some(Proto { start: 0, end: 0, code_at, upvalues_at, upvalues_len, constants })
+    Some(Proto { start: 0, end: 0, flags_at: 0, code_at, upvalues_at, upvalues_len, constants })
 }
 
 /// A bounds-checked reader: every method gives `None` at the end of the bytes.

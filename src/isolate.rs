@@ -29,6 +29,7 @@ use std::{
 use rustc_hash::FxHashMap;
 
 use crate::{
+    bytecode,
     decode::{self, Role},
     encode::{self, Purpose, Request},
     functions::{Functions, Handles},
@@ -367,12 +368,12 @@ unsafe extern "C-unwind" fn body(state: *mut lua_State) -> c_int {
         match isolate.scripts.get(&run.hash) {
             Some(reference) => ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, *reference),
             None => {
-                let loaded = ffi::luaL_loadbuffer(
-                    state,
-                    run.bytecode.as_ptr().cast(),
-                    run.bytecode.len(),
-                    c"=(isolated script)".as_ptr(),
-                );
+                let marked = bytecode::of_many(run.bytecode);
+                let bytes = marked.as_deref().unwrap_or(run.bytecode);
+                let name = c"=(isolated script)".as_ptr();
+                // It catches what it raises.
+                let loaded = ffi::luaL_loadbuffer(state, bytes.as_ptr().cast(), bytes.len(), name);
+                drop(marked);
                 if loaded != 0 {
                     run.ended = Ended::Refused;
                     isolate.notes.traceback.extend_from_slice(string_at(state, -1));
