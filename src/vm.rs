@@ -78,6 +78,15 @@ pub struct Running {
     /// What it came in, if its outcome is to speak of that.
     pub origin: Option<Box<Origin>>,
     started: Instant,
+    /// Its code has ended, and what it ended with is known: what follows is not stopped with it.
+    is_settled: bool,
+}
+
+impl Running {
+    /// What it may be stopped by.
+    fn control(&self) -> Option<&Arc<Control>> {
+        self.job.value.control.as_ref().filter(|_| !self.is_settled)
+    }
 }
 
 /// A lock that a session has.
@@ -642,7 +651,7 @@ impl Vm {
         let Some(station) = self.station() else { return false };
         let running = self.running.borrow();
         match slot.and_then(|slot| running.get(slot)?.as_ref()) {
-            Some(running) => station.enter(running.job.value.control.as_ref()),
+            Some(running) => station.enter(running.control()),
             None => {
                 station.leave();
                 false
@@ -653,9 +662,21 @@ impl Vm {
     /// Why the job in `slot` is to be stopped, if it is.
     pub fn stop_of(&self, slot: usize) -> Option<Stop> {
         let running = self.running.borrow();
-        let control = running.get(slot)?.as_ref()?.job.value.control.as_ref();
+        let control = running.get(slot)?.as_ref()?.control();
         let stop = control.and_then(|control| control.stop().cloned());
         stop.or_else(|| self.station()?.stops_all().cloned())
+    }
+
+    /// The code of the job in `slot` has ended: gives why it was stopped, if it was. It is not stopped any more.
+    pub fn settle_job(&self, slot: usize) -> Option<Stop> {
+        let stop = self.stop_of(slot);
+        if let Some(Some(running)) = self.running.borrow_mut().get_mut(slot) {
+            running.is_settled = true;
+            if let Some(control) = &running.job.value.control {
+                control.leave();
+            }
+        }
+        stop
     }
 
     /// The session of the job in `slot` has this number.
@@ -846,7 +867,7 @@ impl Vm {
     /// Whether the job with this control has this slot.
     fn runs(&self, slot: usize, control: &Arc<Control>) -> bool {
         let running = self.running.borrow();
-        let own = running.get(slot).and_then(|running| running.as_ref()?.job.value.control.as_ref());
+        let own = running.get(slot).and_then(|running| running.as_ref()?.control());
         own.is_some_and(|own| Arc::ptr_eq(own, control))
     }
 
@@ -958,7 +979,7 @@ impl Vm {
             *self.root.borrow_mut() = host.cloned();
         }
         self.sessions.set(self.sessions.get() + 1);
-        let running = Some(Running { job, origin: None, started: Instant::now() });
+        let running = Some(Running { job, origin: None, started: Instant::now(), is_settled: false });
         let mut slots = self.running.borrow_mut();
         if let Some(slot) = self.vacant.borrow_mut().pop()
             && let Some(place) = slots.get_mut(slot)

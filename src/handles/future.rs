@@ -129,6 +129,10 @@ impl Sink for Future {
         let _ = self.control.set(Arc::clone(control));
     }
 
+    fn forget(&self) {
+        self.inner.lock().observed = true;
+    }
+
     fn begin(&self) {
         self.inner.lock().state = State::Running;
     }

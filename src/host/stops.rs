@@ -165,8 +165,11 @@ unsafe extern "C-unwind" fn stopped(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours, called by Lua code of ours.
     unsafe {
         let vm = vm(state);
-        let stop = vm.stop_of(ffi::lua_tonumber(state, 1) as usize);
+        let slot = ffi::lua_tonumber(state, 1) as usize;
+        let stop = vm.settle_job(slot);
         calm(state, vm);
+        // Its completion may follow.
+        vm.enter(Some(slot));
         match stop {
             Some(stop) => push_stop(state, &stop),
             None => 0,

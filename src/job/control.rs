@@ -261,10 +261,15 @@ impl Control {
 
     /// Asks for its end, for the first reason that is given. What is left to do is the caller's.
     pub fn request(&self, cause: Cause) -> Todo {
+        let is_child = matches!(cause, Cause::Parent(_));
         if self.stop.get().is_some() || self.has_ended() || self.stop.set(self.words(cause)).is_err() {
             return Todo::Nothing;
         }
         let mut inner = self.inner.lock();
+        let sink = inner.address.as_ref().and_then(|address| address.sink.clone());
+        if let (true, Some(sink)) = (is_child, sink) {
+            sink.forget();
+        }
         match &inner.state {
             State::Ended => Todo::Nothing,
             State::Running(station, slot) => Todo::Running(Arc::clone(station), *slot),

@@ -46,6 +46,8 @@ pub enum Mode {
 pub trait Sink: fmt::Debug + Send + Sync {
     /// The job is about to be queued.
     fn submitted(&self, control: &Arc<Control>);
+    /// Who would ask for the outcome is stopped too.
+    fn forget(&self);
     /// A worker begins with the job.
     fn begin(&self);
     /// The job has ended.
