@@ -16,7 +16,7 @@ export MSYS_TOOLS
 # The suites measure time and use every core: one after the other, also under -j.
 .NOTPARALLEL:
 .PHONY: help setup build rock demo test test-rust test-vm test-loom test-lua test-lua-joff test-lua-shuffle \
-	test-luajit2 test-api test-properties test-stress test-soak test-rock fuzz stress soak bench bench-values bench-code bench-sync bench-cancel check setup-check check-rust check-lua check-text format clean
+	test-luajit2 test-api test-properties test-stress test-soak test-rock fuzz stress stress-cancel soak bench bench-values bench-code bench-sync bench-cancel check setup-check check-rust check-lua check-text format clean
 
 # Runs a script with what `make build` made.
 with_build = LUA_PATH='lua/?.lua;lua/?/init.lua;./?.lua;;' LUA_CPATH='build/lib/?.so;;'
@@ -93,6 +93,10 @@ stress: build ## a minute of programs of a thousand sessions that lock, send, sl
 test-stress: build ## the same for five seconds
 	$(say) 'programs of a thousand sessions'
 	MSYS_SPEC_SESSIONS=1000 MSYS_SPEC_SECONDS=5 scripts/busted.sh spec/sync_stress_spec.lua
+
+stress-cancel: build ## ten thousand stops of mixed runaways in one process (CANCELS=)
+	$(say) 'stops of mixed runaways'
+	MSYS_SPEC_CANCELS=$(or $(CANCELS),10000) scripts/busted.sh spec/cancel_stress_spec.lua
 
 soak: build ## a million jobs of all kinds: nothing grows
 	$(say) 'a million jobs'

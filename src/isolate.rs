@@ -36,7 +36,7 @@ use crate::{
     interrupt,
     job::Station,
     layout,
-    luajit::{ffi, lua_State, push_bytes, string_at},
+    luajit::{ffi, lua_State, push_bytes, string_at, traceback},
     memory::Memory,
     wire::Message,
 };
@@ -412,6 +412,11 @@ unsafe extern "C-unwind" fn body(state: *mut lua_State) -> c_int {
             return 0;
         }
         ffi::luaL_checkstack_(thread, 20, c"no room".as_ptr());
+        // To tell which of the results is refused, of the first.
+        let mut results = [std::ptr::null(); 16];
+        for (place, result) in (3..3 + count).zip(&mut results) {
+            *result = ffi::lua_topointer(thread, place);
+        }
         let request = Request { count, limit: run.limit, scanned: true, purpose: Purpose::Outcome(None) };
         let encoded = encode::encode(thread, 1, request, functions, NO_HANDLES, run.outcome, &mut run.scratch.encode);
         run.ended = match encoded {
@@ -424,10 +429,10 @@ unsafe extern "C-unwind" fn body(state: *mut lua_State) -> c_int {
             Err(_) => {
                 let kind = ffi::lua_type(thread, -1);
                 run.kind = CStr::from_ptr(ffi::lua_typename(thread, kind));
-                // Which of the results it is, or is in: those that are no tables say it themselves.
-                let top = ffi::lua_gettop(thread);
-                let place = (3..3 + count).find(|place| *place < top && ffi::lua_rawequal(thread, *place, top) != 0);
-                Ended::Unsendable(if is_fine { place.map_or(0, |place| place - 2) } else { 0 })
+                let refused = ffi::lua_topointer(thread, -1);
+                let place = results.iter().position(|result| !refused.is_null() && *result == refused);
+                let place = place.and_then(|place| c_int::try_from(place + 1).ok());
+                Ended::Unsendable(place.filter(|_| is_fine).unwrap_or(0))
             }
         };
         0
@@ -441,7 +446,7 @@ unsafe extern "C-unwind" fn trace(state: *mut lua_State) -> c_int {
         let notes = ffi::lua_touserdata(state, ffi::lua_upvalueindex(1)).cast::<Notes>();
         ffi::lua_settop(state, 1);
         let text = if ffi::lua_type(state, 1) == ffi::LUA_TSTRING { ffi::lua_tolstring(state, 1, null_mut()) } else { c"".as_ptr() };
-        ffi::luaL_traceback(state, state, text, 1);
+        traceback(state, state, text, 1);
         if let (Some(notes), ffi::LUA_TSTRING) = (notes.as_mut(), ffi::lua_type(state, -1)) {
             notes.traceback.clear();
             notes.traceback.extend_from_slice(string_at(state, -1));

@@ -61,6 +61,9 @@ unsafe extern "C-unwind" {
     pub fn lua_upvalueid(L: *mut lua_State, idx: c_int, n: c_int) -> *mut c_void;
     /// Turns the compiler on or off: for the function at `idx`, with [`MODE_FUNCTION_OFF`].
     pub fn luaJIT_setmode(L: *mut lua_State, idx: c_int, mode: c_int) -> c_int;
+    /// Pushes a traceback of `L1`, from a level on, behind a text or null. LuaJIT's own, in its words.
+    #[link_name = "luaL_traceback"]
+    pub fn traceback(L: *mut lua_State, L1: *mut lua_State, text: *const std::ffi::c_char, level: c_int);
     /// Makes upvalue `n1` of the function at `idx1` refer to the cell of upvalue `n2` of the function at `idx2`.
     pub fn lua_upvaluejoin(L: *mut lua_State, idx1: c_int, n1: c_int, idx2: c_int, n2: c_int);
 }
