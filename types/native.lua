@@ -21,6 +21,7 @@ local native = {}
 ---@param session? integer  the submitting session's number, or 0
 ---@param name? string
 ---@param flags integer
+---@param limits? table  what ends it: seconds or false, the clock's time when the call was made, a token or false
 ---@param closure function
 ---@param completion? function
 ---@param ... any
@@ -28,7 +29,7 @@ local native = {}
 ---@return string? reason
 ---@return any value
 ---@return string? why
-function native.submit(pool, mode, ticket, slot, session, name, flags, closure, completion, ...) end
+function native.submit(pool, mode, ticket, slot, session, name, flags, limits, closure, completion, ...) end
 
 --- The next event: a kind and what belongs to it.
 ---@param block boolean
@@ -252,8 +253,9 @@ function native.clock() end
 
 --- A number for the session that has this name in messages.
 ---@param name string
+---@param slot? integer  of the job that it is
 ---@return integer session
-function native.new_session(name) end
+function native.new_session(name, slot) end
 
 ---@param session integer
 ---@return string[]? left  the names of the locks that it still had
@@ -494,8 +496,9 @@ function native.failed_future(text, pool) end
 ---@param ticket integer
 ---@param list msys.Future[]
 ---@param count integer
+---@param slot? integer  of the job that waits, which is stopped with those of the futures' jobs that it has sent
 ---@return boolean waits
-function native.future_wait(ticket, list, count) end
+function native.future_wait(ticket, list, count, slot) end
 
 ---@param fut msys.Future
 ---@return boolean? ok
@@ -511,5 +514,60 @@ function native.future_status(fut) end
 ---@param text string
 ---@return boolean cancelled
 function native.future_cancel(fut, text) end
+
+--- A cancel token.
+---@return msys.Canceller
+function native.canceller() end
+
+---@param token msys.Canceller
+---@param reason string
+---@return boolean first
+function native.cancel(token, reason) end
+
+---@param token msys.Canceller
+---@return boolean cancelled
+---@return string? reason
+function native.cancelled(token) end
+
+--- Wakes the session that waits under this ticket when the token is cancelled.
+---@param token msys.Canceller
+---@param ticket integer
+function native.await_cancel(token, ticket) end
+
+--- The code of the job in this slot runs from now on, or with -1 none of a job's.
+---@param slot integer
+function native.enter(slot) end
+
+--- The code of the job in this slot has ended: why it was stopped, if it was. It is not stopped any more.
+---@param slot integer
+---@return string? kind
+---@return string? text
+function native.stopped(slot) end
+
+---@param slot integer
+---@return boolean
+---@return string? kind
+---@return string? text
+function native.is_stopped(slot) end
+
+--- Jobs in progress on workers that are stuck in C, besides those that these are stuck in.
+---@return integer
+function native.behind_stuck() end
+
+--- In words, how many jobs each pool has.
+---@return string
+function native.in_progress() end
+
+--- Runs bytecode in a VM of its own: true and its results; or false, the error and a traceback; or nil and a text.
+---@param bytecode string
+---@param context table
+---@param single boolean  the VM is for this execution alone
+---@return boolean? ok
+---@return any ...
+function native.execute(bytecode, context, single) end
+
+--- Starts all workers that the pool may have.
+---@param pool integer
+function native.start_workers(pool) end
 
 return native

@@ -6,7 +6,7 @@
 ---     ctx:set("message", "Hello")
 ---     print(pool:submit(bytecode, ctx))
 ---
---- Each execution has globals of its own; what one leaves behind is not seen by the next (`src/isolate.rs`). LuaJIT does
+--- Each execution has globals of its own; what one leaves behind is not seen by the next (`src/isolate`). LuaJIT does
 --- not verify bytecode: never run that of strangers.
 
 local native = require "msys.native"

@@ -1,4 +1,4 @@
---- What a VM of isolated executions begins with (`src/isolate.rs` runs it there, before any script).
+--- What a VM of isolated executions begins with (`src/isolate` runs it there, before any script).
 ---
 --- An execution must leave nothing behind. Its globals are a table of its own; and what it may change besides is either
 --- found out afterwards (the tables of the libraries are compared with what they were) or not at all: then the function

@@ -11,7 +11,7 @@
 //! - *The random seed*: the generator's state is put back.
 //! - *What cannot be seen afterwards* (metatables of types, upvalues of library functions, hooks, finalizers, the
 //!   settings of the compiler and the collector, the registry, C libraries and the FFI): the functions that change it
-//!   are behind guards, which note that they were called (`lua/msys/isolated.lua`).
+//!   are behind guards, which note that they were called (`src/isolate/prelude.lua`).
 //! - *An execution that was stopped*, or met the limit of memory: its VM is closed.
 //!
 //! Compiled code stays: a script's function is loaded once a VM, and only its environment is new each time.
@@ -41,7 +41,7 @@ use crate::{
     wire::Message,
 };
 
-const PRELUDE: &str = include_str!("../lua/msys/isolated.lua");
+const PRELUDE: &str = include_str!("prelude.lua");
 /// How many scripts a VM keeps loaded; it begins anew with more.
 const MOST_SCRIPTS: usize = 256;
 
