@@ -18,3 +18,10 @@ files["spec"].std = "+busted"
 
 -- Declarations without bodies: parameters are there for their names.
 files["types"].unused_args = false
+
+-- It changes the libraries of the VM that it runs in, before any script.
+files["src/isolate/prelude.lua"].std = "none"
+files["src/isolate/prelude.lua"].globals = {
+  "_G", "assert", "collectgarbage", "debug", "io", "ipairs", "jit", "loadstring", "math", "newproxy", "next", "package",
+  "pairs", "setfenv", "table", "tostring", "type", "unpack",
+}

@@ -1,4 +1,5 @@
---- Stopping jobs: how long it takes, what it costs those that are never stopped, and isolated executions beside new VMs.
+--- Stopping jobs: how long it takes, what it costs those that are never stopped, and isolated executions beside new
+--- VMs.
 ---
 --- `make bench-cancel`. All figures of one run; costs are medians of rounds taken in turn.
 
@@ -136,7 +137,11 @@ local LOOPS = {
   },
 }
 
-print(("\nTime of a loop with interruptible = true, as a share of that with false: by the least of %d, taken in turn"):format(ROUNDS))
+print(
+  ("\nTime of a loop with interruptible = true, as a share of that with false: by the least of %d rounds"):format(
+    ROUNDS
+  )
+)
 print "| loop | share | by the medians |"
 print "|---|---|---|"
 local with = msys.threadpool.create { name = "with", concurrency = 1 }
@@ -182,7 +187,8 @@ ffi.cdef [[
 
 print "\nA second"
 local isolated = assert(workers.newPool(2))
-local script = assert(workers.compile "local sum = 0 for i = 1, 10 do sum = sum + i end total = sum return total")
+local script =
+  assert(workers.compile "local sum = 0 for i = 1, 10 do sum = sum + i end total = sum return total")
 local fresh = assert(workers.newPool(2, { fresh = true }))
 local function executions(where, count)
   return function()
@@ -201,7 +207,8 @@ local function executions(where, count)
     return count / (now() - started)
   end
 end
-local NEW, ISOLATED, FRESH = "new state, libraries, close (one thread)", "isolated executions", "isolated executions, fresh = true"
+local NEW, ISOLATED, FRESH =
+  "new state, libraries, close (one thread)", "isolated executions", "isolated executions, fresh = true"
 local medians = measure.table(7, {
   { ISOLATED, executions(isolated, 10000) },
   { FRESH, executions(fresh, 1000) },

@@ -34,7 +34,7 @@ describe("many stops", function()
       end
     end
     helper.with_pool({ concurrency = 4, sessions = 4 }, function(pool)
-      local done, first_third, last = 0, nil, nil
+      local done, first_third = 0, nil
       local function stop_one()
         local shape = shapes[math.random(#shapes)]
         local after = 0.001 + math.random() * 0.004
@@ -80,7 +80,7 @@ describe("many stops", function()
         end)
       end
       msys.run()
-      last = memory()
+      local last = memory()
       local stat = pool:stat()
       assert.same({ seed, 0, 0 }, { seed, stat.abandoned, stat.killed })
       assert.equal(4, stat.threads_started)

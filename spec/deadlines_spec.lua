@@ -135,9 +135,11 @@ describe("a timeout", function()
         end)
       end,
       future = function()
-        return msys.submit("IO", function()
-          msys.sleep(1000)
-        end):wait()
+        return msys
+          .submit("IO", function()
+            msys.sleep(1000)
+          end)
+          :wait()
       end,
       ["named lock"] = function()
         msys.lock "deadlines"
@@ -283,10 +285,12 @@ describe("a timeout", function()
       local go, began = thread.channel(), thread.counter()
       local outcome
       msys.spawn(function()
-        outcome = { msys.runInPool(pool, function()
-          began:add()
-          go:receive()
-        end, { timeout = 0.1 }) }
+        outcome = {
+          msys.runInPool(pool, function()
+            began:add()
+            go:receive()
+          end, { timeout = 0.1 }),
+        }
       end)
       eventually(function()
         return began:get() == 1
@@ -441,10 +445,12 @@ describe("a token", function()
     local gate = thread.channel()
     local result
     msys.spawn(function()
-      result = { msys.runInPool("CPU", function()
-        gate:receive()
-        return 1
-      end, { cancel = msys.canceller() }) }
+      result = {
+        msys.runInPool("CPU", function()
+          gate:receive()
+          return 1
+        end, { cancel = msys.canceller() }),
+      }
     end)
     msys.yield()
     collectgarbage()

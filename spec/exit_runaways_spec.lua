@@ -27,7 +27,8 @@ msys.onError(function() end)
 msys.sleep(0.1)
 ]]
 
-local DROPPED = "^msys: the exit has waited for 0%.3 s: %d+ asynchronous jobs are dropped %(pool 'CPU': %d+ in progress"
+local DROPPED =
+  "^msys: the exit has waited for 0%.3 s: %d+ asynchronous jobs are dropped %(pool 'CPU': %d+ in progress"
 
 local function run(script)
   local started = native.clock()

@@ -517,7 +517,9 @@ local function describe_world(world, roots)
       end
       return label
     elseif type(value) == "number" then
-      return value == 0 and ("zero %g"):format(1 / value) or value ~= value and "nan" or ("%.17g"):format(value)
+      return value == 0 and ("zero %g"):format(1 / value)
+        or value ~= value and "nan"
+        or ("%.17g"):format(value)
     end
     return ("%s %q"):format(type(value), tostring(value))
   end

@@ -58,7 +58,10 @@ local ATTACKS = {
   ["string.rep"] = "string.rep = function() return 'attacked' end",
   ["a new field of string"] = "function string.trim() end",
   ["a removed field of table"] = "table.concat = nil",
-  ["a field of every library"] = "for _, l in pairs(_G) do if type(l) == 'table' and l ~= _G then l.leftover = 1 end end",
+  ["a field of every library"] = [[
+    for _, l in pairs(_G) do
+      if type(l) == 'table' and l ~= _G then l.leftover = 1 end
+    end]],
   ["a field set and removed"] = "string.leftover = 1 string.leftover = nil",
   ["a metatable of a library"] = "setmetatable(string, { __index = function() return 5 end })",
   ["a metatable of package.loaded"] = "setmetatable(package.loaded, { __index = function() return 5 end })",
@@ -83,7 +86,9 @@ local ATTACKS = {
   ["jit.off, and on again"] = "jit.off() jit.on() jit.flush()",
   ["jit.opt.start"] = "jit.opt.start(0) jit.opt.start('hotloop=1', '-fold')",
   ["jit.attach"] = "pcall(jit.attach, function() end, 'trace')",
-  ["debug.sethook"] = "debug.sethook(function() end, 'l') debug.sethook(coroutine.create(print), function() end, '', 1)",
+  ["debug.sethook"] = [[
+    debug.sethook(function() end, 'l')
+    debug.sethook(coroutine.create(print), function() end, '', 1)]],
   ["math.randomseed"] = "math.randomseed(42)",
   ["math.random"] = "for _ = 1, 100 do math.random() end",
   ["collectgarbage 'stop'"] = "collectgarbage 'stop'",
@@ -117,8 +122,13 @@ local ATTACKS = {
   ["a finalizer of the FFI's"] = "require 'ffi'.gc(require 'ffi'.new('int[1]'), function() string.rep = nil end)",
   ["an FFI cdef"] = "require 'ffi'.cdef 'struct isolation_attack { int x; };'",
   ["an FFI metatype"] = "require 'ffi'.metatype('struct { int x; }', { __index = function() return 5 end })",
-  ["an FFI type's own metatable"] = "local m = debug.getmetatable(1LL) if m then m.__index = function() return 5 end end",
-  ["the FFI from package.preload"] = "local ffi = package.preload.ffi() package.loaded.ffi = nil ffi.cdef 'struct isolation_attack { int y; };'",
+  ["an FFI type's own metatable"] = [[
+    local m = debug.getmetatable(1LL)
+    if m then m.__index = function() return 5 end end]],
+  ["the FFI from package.preload"] = [[
+    local ffi = package.preload.ffi()
+    package.loaded.ffi = nil
+    ffi.cdef 'struct isolation_attack { int y; };']],
   ["ctx"] = "ctx.x = 5 ctx = nil",
   ["an error"] = "leftover = 5 string.rep = nil error 'attack'",
   ["a module that is loaded"] = "require 'table.new' require 'string.buffer'",
@@ -137,7 +147,9 @@ local probe = assert(workers.compile(PROBE, "probe"))
 
 local function with_workers(options, fn)
   local pool = assert(workers.newPool(1, options))
-  local ok, err = xpcall(function() return fn(pool) end, function(err)
+  local ok, err = xpcall(function()
+    return fn(pool)
+  end, function(err)
     return type(err) == "string" and debug.traceback(err, 2) or err
   end)
   pool:shutdown { drop = not ok }

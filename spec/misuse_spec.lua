@@ -97,7 +97,12 @@ describe("refused at the caller's line:", function()
     case("option 'timeout' must not be negative, got -1", "CPU", fn, { timeout = -1 }),
     case("option 'timeout' must not be negative, got nan", "CPU", fn, { timeout = 0 / 0 }),
     case("option 'cancel' must be what msys.canceller gives, got table", "CPU", fn, { cancel = {} }),
-    case("option 'cancel' must be what msys.canceller gives, got userdata", "CPU", fn, { cancel = io.stdout }),
+    case(
+      "option 'cancel' must be what msys.canceller gives, got userdata",
+      "CPU",
+      fn,
+      { cancel = io.stdout }
+    ),
     case(
       "unknown option 'asinc', expected one of args, async, cancel, completion, in_place, mode, name, timeout",
       "CPU",

@@ -252,8 +252,8 @@ describe("what is refused:", function()
   end
 
   local file = io.stdout
-  local unknown =
-    ", expected one of backlog, concurrency, init, interruptible, max_abandoned, max_message, memory_limit, name, sessions, stack_size, when_full"
+  local unknown = ", expected one of backlog, concurrency, init, interruptible, max_abandoned, max_message, "
+    .. "memory_limit, name, sessions, stack_size, when_full"
   local creations = {
     { nil, "options must be a table, got nil" },
     { "fast", "options must be a table, got string" },

@@ -143,8 +143,7 @@ describe("a host that uses LuaJIT's profiler", function()
   after_each(helper.clean)
 
   it("keeps it, and stops runaways all the same", function()
-    local out, err, status = helper.script(
-      [[
+    local out, err, status = helper.script([[
         local profiler = require "jit.profile"
         local samples = 0
         profiler.start("li1", function(_, count) samples = samples + count end)
@@ -167,8 +166,7 @@ describe("a host that uses LuaJIT's profiler", function()
         -- From now on windows are to be had.
         local ok, _, info = msys.runInPool("CPU", function() while true do end end, { timeout = 0.05 })
         print(ok, info.kind, msys.runInPool("CPU", function() return 1 end))
-      ]]
-    )
+      ]])
     assert.same({ "false\ttimeout\ttrue\t1\n", "", 0 }, { out, err, status })
   end)
 end)

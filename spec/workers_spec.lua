@@ -32,9 +32,12 @@ describe("the second seed's example", function()
 
     -- Compile bytecode (typically done once and reused)
     local bytecode
-    bytecode, err = workers.compile([[
+    bytecode, err = workers.compile(
+      [[
     return ctx.message .. " from Lua"
-    ]], "script")
+    ]],
+      "script"
+    )
     assert.is_nil(err)
 
     -- Set up execution context
@@ -91,7 +94,12 @@ describe("an isolated execution", function()
       ctx:set("add", function(a, b)
         return a + b
       end)
-      local got = { pool:submit(compile "return nil, ctx.t, ctx.t.self == ctx.t, #ctx[1], ctx[true], ctx.add(1, 2), nil", ctx) }
+      local got = {
+        pool:submit(
+          compile "return nil, ctx.t, ctx.t.self == ctx.t, #ctx[1], ctx[true], ctx.add(1, 2), nil",
+          ctx
+        ),
+      }
       assert.equal(got[3], got[3].self)
       assert.same({ true, nil, got[3], true, 3, "yes", 3 }, got)
       local count = select("#", pool:submit(compile "return nil, nil"))
@@ -218,7 +226,10 @@ describe("what is refused:", function()
         workers.newPool(case[1]),
       })
     end
-    assert.same({ nil, "msys.workers.newPool: unknown option 'name'" }, { workers.newPool(1, { name = "x" }) })
+    assert.same(
+      { nil, "msys.workers.newPool: unknown option 'name'" },
+      { workers.newPool(1, { name = "x" }) }
+    )
     local _, err = workers.newPool(1, { fresh = 1 })
     assert.equal("msys.workers.newPool: fresh must be a boolean, got number", err)
   end)
@@ -254,7 +265,10 @@ describe("what is refused:", function()
         },
       } do
         local ok, err = pcall(pool.submit, pool, case[1])
-        assert.same({ what, false, "msys.workers:submit: " .. case[2] }, { what, ok, (err:gsub("^[^:]*:%d+: ", "")) })
+        assert.same(
+          { what, false, "msys.workers:submit: " .. case[2] },
+          { what, ok, (err:gsub("^[^:]*:%d+: ", "")) }
+        )
       end
       -- What looks right and is not whole is LuaJIT's to refuse.
       local ok, err = pool:submit(good:sub(1, -3))
@@ -266,20 +280,33 @@ describe("what is refused:", function()
   it("wrong arguments, at the caller's line", function()
     with_workers(1, nil, function(pool)
       local ctx, good = workers.newContext(), compile "return 1"
-      local env = { pool = pool, ctx = ctx, good = good, workers = workers, io = io, coroutine = coroutine, print = print }
+      local env = {
+        pool = pool,
+        ctx = ctx,
+        good = good,
+        workers = workers,
+        io = io,
+        coroutine = coroutine,
+        print = print,
+      }
+      local OF_SUBMIT, OF_SET = "msys.workers:submit: ", "msys.context:set: "
       for code, text in pairs {
         ["pool:submit(5)"] = "msys.workers:submit: bytecode must be a string, got number",
         ["pool:submit(good, {})"] = "msys.workers:submit: ctx must be what msys.workers.newContext gives, got table",
         ["pool:submit(good, ctx, 5)"] = "msys.workers:submit: options must be a table, got number",
-        ["pool:submit(good, ctx, { timeOut = 1 })"] = "msys.workers:submit: unknown option 'timeOut', expected cancel or timeout",
-        ["pool:submit(good, ctx, { timeout = 'x' })"] = "msys.workers:submit: option 'timeout' must be a number, got string",
-        ["pool:submit(good, ctx, { cancel = {} })"] = "msys.workers:submit: option 'cancel' must be what msys.canceller gives, got table",
+        ["pool:submit(good, ctx, { timeOut = 1 })"] = OF_SUBMIT
+          .. "unknown option 'timeOut', expected cancel or timeout",
+        ["pool:submit(good, ctx, { timeout = 'x' })"] = OF_SUBMIT
+          .. "option 'timeout' must be a number, got string",
+        ["pool:submit(good, ctx, { cancel = {} })"] = OF_SUBMIT
+          .. "option 'cancel' must be what msys.canceller gives, got table",
         ["pool.submit(good)"] = "msys.workers:submit: called on string (call it with a colon)",
         ["ctx:set(nil, 1)"] = "msys.context:set: key must be a string, a number or a boolean, got nil",
         ["ctx:set({}, 1)"] = "msys.context:set: key must be a string, a number or a boolean, got table",
         ["ctx.set('x', 1)"] = "msys.context:set: called on string (call it with a colon)",
         ["ctx:set('file', io.stdout)"] = "msys.context:set: cannot send ctx.file (file (0x",
-        ["ctx:set('deep', { a = { b = coroutine.create(print) } })"] = "msys.context:set: cannot send ctx.deep.a.b (thread)",
+        ["ctx:set('deep', { a = { b = coroutine.create(print) } })"] = OF_SET
+          .. "cannot send ctx.deep.a.b (thread)",
         ["ctx:get()"] = false,
         ["workers.compile(5)"] = "msys.workers.compile: source must be a string, got number",
         ["workers.execute('', {}, false)"] = "msys.workers.execute: this is for workers",

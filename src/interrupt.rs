@@ -1,7 +1,7 @@
 //! How running Lua code is stopped: what happens on the worker's own thread.
 //!
-//! Called by `reaper` (from its thread: [`probe`], [`open`], [`close`]), `worker` and `isolate` (for their VMs:
-//! [`arm`], [`calm`]), and `host` ([`set_hook`]). Knows no jobs: a [`Station`] says what is to be stopped.
+//! Called by `reaper` (from its thread, by [`MEANS`]: [`probe`], [`open`], [`close`]), `worker` and `isolate` (for their
+//! VMs: [`arm`], [`calm`]), and `host` ([`set_hook`]). Knows no jobs: a [`Station`] says what is to be stopped.
 //!
 //! **The signal.** [`probe`] sends a real-time signal to the worker's thread. Its handler sets a count hook, as
 //! LuaJIT's own command does for Ctrl-C. The hook raises before the next instruction of the job's code, and of each one
@@ -31,7 +31,7 @@
 //! the next update a full one, and the reaper tries again until the job has ended.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     ffi::{CStr, c_char, c_int, c_void},
     ptr::{null, null_mut},
     sync::{
@@ -43,6 +43,7 @@ use std::{
 use crate::{
     job::{Place, Station},
     luajit::{ffi, lua_State, push_bytes},
+    reaper::{self, Means},
     sync::{Mutex, MutexGuard},
 };
 
@@ -56,7 +57,7 @@ thread_local! {
 }
 
 /// LuaJIT's profiler.
-pub(crate) struct Profiler {
+struct Profiler {
     start: Start,
     end: End,
     /// A VM that runs nothing.
@@ -255,6 +256,12 @@ fn signal() -> Option<c_int> {
 /// Makes the calling thread, a worker's, one that can be interrupted.
 pub fn enter(station: &Arc<Station>) {
     STATION.set(Arc::as_ptr(station));
+    static AT_FORK: OnceLock<()> = OnceLock::new();
+    AT_FORK.get_or_init(|| {
+        // SAFETY: functions without captures, in a module that is never unloaded.
+        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) };
+    });
+    reaper::use_means(MEANS);
     let Some(signal) = signal() else { return };
     // SAFETY: a set of ours.
     unsafe {
@@ -295,7 +302,7 @@ fn is_compiled(instruction: usize) -> bool {
 }
 
 /// Reads where compiled code may be: in memory that is executable and no file's. For the reaper's thread.
-pub fn learn_areas() {
+fn learn_areas() {
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
     let mut places = AREAS.iter();
     for line in maps.lines() {
@@ -432,7 +439,7 @@ unsafe extern "C-unwind" fn interrupted(_: *mut c_void, state: *mut lua_State, _
 
 /// From now on guards may be made to fail: false if not, because the host has the profiler, or there is none. For the
 /// reaper's thread.
-pub fn open() -> bool {
+fn open() -> bool {
     if IS_OPEN.load(Ordering::Relaxed) {
         return true;
     }
@@ -446,7 +453,7 @@ pub fn open() -> bool {
 
 /// Ends what [`open`] has begun. A guard that has been made to fail calls our callback all the same, if the host does
 /// not start the profiler before.
-pub fn close() {
+fn close() {
     if IS_OPEN.swap(false, Ordering::AcqRel) {
         with_profiler(|profiler| {
             profiler.finish(profiler.dummy);
@@ -456,7 +463,7 @@ pub fn close() {
 }
 
 /// Sends the signal; whether there is a thread that gets it.
-pub fn probe(station: &Station) -> bool {
+fn probe(station: &Station) -> bool {
     let (tid, Some(signal)) = (station.tid(), signal()) else { return false };
     // By number: that of a thread which has just ended is nobody's, or that of one which has no station.
     // SAFETY: no pointers.
@@ -484,25 +491,18 @@ pub unsafe fn calm(state: *mut lua_State, station: &Station) {
     }
 }
 
-/// See [`hold`].
-pub(crate) type Hold = MutexGuard<'static, Option<Option<Profiler>>>;
-
-/// For the time of a fork: nobody else has the profiler's lock.
-pub(crate) fn hold() -> Hold {
-    PROFILER.lock()
+thread_local! {
+    /// The profiler's lock, over a fork on this thread.
+    static HELD: RefCell<Option<MutexGuard<'static, Option<Option<Profiler>>>>> = const { RefCell::new(None) };
 }
 
-/// Threads inherit the mask: the host's handlers are not for ours.
-pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> T) -> T {
-    // SAFETY: all-zero is a valid signal set to be filled in by the calls.
-    let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
-    // SAFETY: two signal sets of ours.
-    unsafe {
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-    }
-    let result = spawn();
-    // SAFETY: the set that the call above filled in.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, null_mut()) };
-    result
+extern "C" fn before_fork() {
+    HELD.set(Some(PROFILER.lock()));
 }
+
+extern "C" fn after_fork() {
+    HELD.take();
+}
+
+/// What the reaper needs of this file.
+pub const MEANS: Means = Means { open, close, learn_areas, probe };

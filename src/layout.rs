@@ -233,6 +233,9 @@ pub struct Shape {
     nodes: Vec<[u64; 3]>,
 }
 
+/// As the fields of a [`Shape`].
+type Parts<'a> = ([usize; 3], [u32; 2], &'a [u64], &'a [[u64; 3]]);
+
 impl Shape {
     /// Of a table as it is now.
     ///
@@ -260,7 +263,7 @@ impl Shape {
 
     /// # Safety
     /// As [`Shape::of`].
-    unsafe fn parts<'a>(table: *const Table) -> ([usize; 3], [u32; 2], &'a [u64], &'a [[u64; 3]]) {
+    unsafe fn parts<'a>(table: *const Table) -> Parts<'a> {
         // SAFETY: a live table; its parts have the sizes that its head says. A node is three words.
         unsafe {
             let head = &*table;

@@ -18,8 +18,8 @@ pub mod waker;
 pub mod mailbox;
 pub mod sleep;
 pub mod locks;
-without_loom! { gate timer job interrupt reaper handles pool registry }
-without_loom! { origin functions encode decode changes isolate vm host worker }
+without_loom! { gate signals timer job reaper handles pool registry }
+without_loom! { origin functions encode decode changes interrupt isolate vm host worker }
 
 /// The module `msys.native`, for the Lua state that requires it.
 ///

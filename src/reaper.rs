@@ -1,12 +1,13 @@
 //! The thread that ends jobs whose time is over, or that were cancelled: one in the process, begun when first needed.
 //!
 //! Called by `vm` ([`watch`], [`stop`]), `handles` and `host` ([`stop`]), `pool` and `registry` ([`stop_all`]). Knows
-//! jobs by their [`Control`]s and workers by their [`Station`]s; no Lua.
+//! jobs by their [`Control`]s and workers by their [`Station`]s; no Lua: what touches a VM is in `interrupt`, which says
+//! so with [`use_means`].
 //!
 //! **The ladder**, for a job with a session on a worker (a queued one ends at once, [`Control::request`]):
 //!
 //! 1. An event to the worker's scheduler, which ends the job's wait, if it waits.
-//! 2. Signals to the worker's thread ([`interrupt::probe`]) while the job's code runs there, at growing intervals:
+//! 2. Signals to the worker's thread ([`Means::probe`]) while the job's code runs there, at growing intervals:
 //!    they stop the job in the interpreter and in compiled code, or when a C function returns to it.
 //! 3. After [`GRACE`] the caller gets the outcome, whatever the worker does.
 //! 4. A worker that is found in compiled code after [`PATIENCE`], because that has no guards or they are of no use,
@@ -17,6 +18,7 @@
 //! It is over when the session has ended ([`Control::is_gone`]), of which the thread learns by looking.
 
 use std::{
+    cell::RefCell,
     cmp::Reverse,
     collections::BinaryHeap,
     sync::{Arc, OnceLock, atomic::Ordering},
@@ -24,10 +26,30 @@ use std::{
 };
 
 use crate::{
-    interrupt,
     job::{self, Cause, Control, Place, Station, Stop, deliver},
+    signals,
     sync::{Condvar, Mutex, MutexGuard},
 };
+
+/// How running code is stopped; see `interrupt`.
+#[derive(Clone, Copy, Debug)]
+pub struct Means {
+    /// Compiled code may be left from now on; whether it can.
+    pub open: fn() -> bool,
+    /// Not any more.
+    pub close: fn(),
+    /// Finds out where compiled code may be.
+    pub learn_areas: fn(),
+    /// Sends the signal; whether there is a thread that gets it.
+    pub probe: fn(&Station) -> bool,
+}
+
+static MEANS: OnceLock<Means> = OnceLock::new();
+
+/// The first worker says how it is to be interrupted.
+pub fn use_means(means: Means) {
+    MEANS.get_or_init(|| means);
+}
 
 /// How long a worker has to deliver the outcome of a stopped job itself.
 const GRACE: Duration = Duration::from_millis(5);
@@ -122,7 +144,7 @@ fn queue() -> MutexGuard<'static, Option<Queue>> {
     let queue = guard.get_or_insert_with(Queue::new);
     if !queue.runs {
         let builder = std::thread::Builder::new().name("msys reaper".to_owned()).stack_size(256 << 10);
-        queue.runs = interrupt::with_signals_blocked(|| builder.spawn(run)).is_ok();
+        queue.runs = signals::with_signals_blocked(|| builder.spawn(run)).is_ok();
     }
     guard
 }
@@ -206,8 +228,10 @@ fn run() {
         let now = Instant::now();
         let mut areas_known = false;
         all.retain_mut(|stopping| stopping.next > now || stopping.step(now, &mut areas_known));
-        if all.is_empty() {
-            interrupt::close();
+        if all.is_empty()
+            && let Some(means) = MEANS.get()
+        {
+            (means.close)();
         }
         let soonest = all.iter().map(|stopping| stopping.next).min();
         until = until.into_iter().chain(soonest).min();
@@ -268,10 +292,11 @@ impl Stopping {
             return false;
         }
         let since = now.saturating_duration_since(self.since);
-        if let (Target::Job(control), true) = (&self.target, since >= GRACE) {
-            if let Some(job) = control.take_over() {
-                deliver(job, false);
-            }
+        if since >= GRACE
+            && let Target::Job(control) = &self.target
+            && let Some(job) = control.take_over()
+        {
+            deliver(job, false);
         }
         if !self.is_running() {
             // It waits, and its scheduler knows; or its worker runs another job, which comes first.
@@ -286,11 +311,12 @@ impl Stopping {
         let used = time_used(&self.station).unwrap_or_default();
         let began = *self.used.get_or_insert(used);
         let is_stuck = since >= PATIENCE && (used.saturating_sub(began) >= ENOUGH || sleeps(&self.station)) || since >= LAST;
+        let Some(means) = MEANS.get() else { return false };
         if !*areas_known {
             *areas_known = true;
-            interrupt::learn_areas();
+            (means.learn_areas)();
         }
-        interrupt::open();
+        (means.open)();
         self.station.is_late.store(since >= GRACE * 4, Ordering::Release);
         if is_stuck && place == Place::Compiled && is_fresh {
             self.station.is_condemned.store(true, Ordering::Release);
@@ -298,7 +324,7 @@ impl Stopping {
             self.abandon();
         }
         self.station.set_place(Place::Unknown);
-        interrupt::probe(&self.station);
+        (means.probe)(&self.station);
         if self.station.is_condemned.load(Ordering::Acquire) && self.has_died() {
             return false;
         }
@@ -362,17 +388,11 @@ impl Stopping {
 
 thread_local! {
     /// What must not be anybody else's at a fork.
-    static HELD: std::cell::RefCell<Option<Held>> = const { std::cell::RefCell::new(None) };
-}
-
-struct Held {
-    queue: MutexGuard<'static, Option<Queue>>,
-    _profiler: interrupt::Hold,
+    static HELD: RefCell<Option<MutexGuard<'static, Option<Queue>>>> = const { RefCell::new(None) };
 }
 
 extern "C" fn before_fork() {
-    let queue = QUEUE.lock();
-    HELD.set(Some(Held { queue, _profiler: interrupt::hold() }));
+    HELD.set(Some(QUEUE.lock()));
 }
 
 extern "C" fn after_fork_in_parent() {
@@ -380,8 +400,8 @@ extern "C" fn after_fork_in_parent() {
 }
 
 extern "C" fn after_fork_in_child() {
-    if let Some(mut held) = HELD.take() {
+    if let Some(mut queue) = HELD.take() {
         // The parent's jobs, and its thread.
-        std::mem::forget(held.queue.take());
+        std::mem::forget(queue.take());
     }
 }

@@ -12,7 +12,7 @@ use msys::{
     error::Error,
     job::{self, Inbox, Job, Kind, Mode, new_job},
     mailbox::Mailbox,
-    pool::{self, Config, Load, Pool, Turn, Worker},
+    pool::{Config, Load, Pool, Turn, Worker},
     waker::Waker,
 };
 
@@ -38,7 +38,7 @@ fn echo(worker: Worker) {
                     ALL_FOUR.wait();
                 }
                 worker.job_ended(Duration::ZERO, true);
-                pool::deliver(job, true);
+                job::deliver(job, true);
             }
             None if worker.idle(&inbox, Load::default(), None) == Turn::End => return,
             None => {}

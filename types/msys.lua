@@ -8,6 +8,8 @@
 ---@field mode? integer  where the completion runs: `msys.core.ECTP_COMPLETE_CALLBACK_SCHED` for this VM's scheduler
 ---@field name? string  for errors and statistics
 ---@field in_place? boolean  false: the job's changes stay in its VM, and its results are copies
+---@field timeout? number  seconds, from the call on
+---@field cancel? msys.Canceller  the job is stopped when this is cancelled
 
 --- What `msys.threadpool.create` takes.
 ---@class msys.PoolOptions
@@ -19,6 +21,8 @@
 ---@field stack_size? integer  of the workers' C stacks, in bytes
 ---@field max_message? integer  bytes of one message, at most
 ---@field memory_limit? integer  bytes of each worker's VM, at most; no limit by default
+---@field interruptible? boolean  compiled code can be stopped without losing its worker; true by default
+---@field max_abandoned? integer  workers stuck in C calls that are replaced; 64 by default
 ---@field init? function  runs once in each new worker
 
 --- What `msys.threadpool.stat` gives.
@@ -38,6 +42,9 @@
 ---@field num_active_threads integer
 ---@field num_inactive_threads integer
 ---@field threads_started integer
+---@field num_abandoned integer  workers alive that are stuck in a C call
+---@field abandoned integer  how many that happened to
+---@field killed integer  workers that were ended with their VMs, to stop a job
 ---@field shut_down boolean
 
 --- Why and where a job failed.

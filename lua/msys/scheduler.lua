@@ -642,7 +642,7 @@ end
 --- Whether the running code can suspend its session. In a host, a coroutine that the user made cannot: its resumer
 --- would take our yield for the user's. In a worker, `coroutine.resume` is ours.
 local function can_suspend()
-  return current ~= nil and isyieldable() and (native.is_worker or co_running() == current.co)
+  return current ~= nil and isyieldable() and (is_worker or co_running() == current.co)
 end
 scheduler.can_suspend = can_suspend
 
@@ -848,6 +848,7 @@ function scheduler.drain()
   local left_loop = not current and (running or main.pumping)
   if native.is_interrupted() or left_loop then return say_dropped "interrupted" end
   if native.pending() == 0 then return end
+  ---@type string?
   local why
   scheduler.start(function()
     local began, is_silent = scheduler.now(), true

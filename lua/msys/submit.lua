@@ -153,6 +153,7 @@ local function not_taken(kind, text, pool)
   return false, text, { kind = kind, pool = threadpool.name_of(pool), traceback = text }
 end
 
+---@type table<any, boolean?>
 local OUTCOMES = { shutdown = true, timeout = true, cancelled = true }
 
 --- Checks an options table; gives its fields, or nil and what is wrong.

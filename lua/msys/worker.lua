@@ -182,11 +182,15 @@ end
 local function ended(session, slot, ok, ...)
   local completion = session.completion
   session.completion = nil
-  local flags, kind, text = 0, nil, nil
+  local flags = 0
+  ---@type string?, string?
+  local kind, text
   if completion or not ok then
     -- What the job is stopped for is not for its completion.
     kind, text = native_stopped(slot)
-    if kind then flags, ok = STOPPED + NO_CHANGES, false end
+    if kind then
+      flags, ok = STOPPED + NO_CHANGES, false
+    end
   end
   if ok then
     if completion then complete(slot, completion, true, ...) end

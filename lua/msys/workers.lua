@@ -21,12 +21,12 @@ jit.off(true, true)
 ---@class msys.workers
 local workers = {}
 
--- As in src/host/jobs.rs: a job that captures nothing and changes nothing of its submitter's.
-local NO_CAPTURE, NOT_IN_PLACE = 4, 8
+-- As in src/host/jobs.rs: a job that changes nothing of its submitter's.
+local NOT_IN_PLACE = 8
 
 --- Values for a script, which sees copies of them in its global `ctx`.
 ---@class msys.Context
----@field private values table
+---@field values table
 local Context = {}
 Context.__index = Context
 Context.__name = "msys.context"
@@ -130,8 +130,9 @@ end
 
 --- Pools that look like `threadpool`'s, with the methods of isolated ones.
 ---@class msys.IsolatedPool
----@field private pool msys.Pool
----@field private single boolean
+---@field pool msys.Pool
+---@field id integer
+---@field single boolean
 local Pool = {}
 Pool.__index = Pool
 Pool.__name = "msys.workers"

@@ -80,13 +80,17 @@ for place, name in ipairs(names) do
   fields[place] = ("%s = v%d"):format(name, place)
 end
 local source = ("local %s = ... return function() local g = { %s } g._G = g return g end"):format(
-  "v" .. table.concat((function()
-    local list = {}
-    for place = 1, #names do
-      list[place] = tostring(place)
-    end
-    return list
-  end)(), ", v"),
+  "v"
+    .. table.concat(
+      (function()
+        local list = {}
+        for place = 1, #names do
+          list[place] = tostring(place)
+        end
+        return list
+      end)(),
+      ", v"
+    ),
   table.concat(fields, ", ")
 )
 local make = assert(loadstring(source, "=[msys.isolated]"))(unpack(values))

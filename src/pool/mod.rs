@@ -35,9 +35,9 @@ pub use worker::{Load, Turn, Worker};
 
 use crate::{
     error::{Error, Result},
-    handles, interrupt,
+    handles,
     job::{Inbox, Job, Keeper, Station, Stop, fail, signal},
-    reaper,
+    reaper, signals,
     sleep::{Rank, Sleep, Wake},
     sync::{Condvar, Mutex, RwLock},
 };
@@ -308,7 +308,7 @@ impl Pool {
         // Linux shows 15 bytes of a thread's name.
         let name = format!("msys {}-{number}", self.config.name).replace('\0', "");
         let builder = std::thread::Builder::new().name(name).stack_size(self.config.stack_size);
-        let spawned = interrupt::with_signals_blocked(|| builder.spawn(move || run(worker)));
+        let spawned = signals::with_signals_blocked(|| builder.spawn(move || run(worker)));
         match spawned {
             Ok(thread) => {
                 let mut threads = self.threads.lock();
