@@ -122,11 +122,13 @@ struct Queue {
     /// The thread waits until then, or for ever.
     until: Option<Instant>,
     runs: bool,
+    /// The thread is to end when nothing is left to do.
+    rests: bool,
 }
 
 impl Queue {
     const fn new() -> Self {
-        Self { timed: BinaryHeap::new(), purge: FEW, new: Vec::new(), until: None, runs: false }
+        Self { timed: BinaryHeap::new(), purge: FEW, new: Vec::new(), until: None, runs: false, rests: false }
     }
 }
 
@@ -142,6 +144,7 @@ fn queue() -> MutexGuard<'static, Option<Queue>> {
     });
     let mut guard = QUEUE.lock();
     let queue = guard.get_or_insert_with(Queue::new);
+    queue.rests = false;
     if !queue.runs {
         let builder = std::thread::Builder::new().name("msys reaper".to_owned()).stack_size(256 << 10);
         queue.runs = signals::with_signals_blocked(|| builder.spawn(run)).is_ok();
@@ -188,9 +191,28 @@ pub fn stop(control: &Arc<Control>, cause: Cause) -> bool {
 
 /// Stops whatever a worker runs, which is to end.
 pub fn stop_all(station: &Arc<Station>, stop: Stop) {
-    if station.stops_all().is_none() && station.tid() != 0 {
-        station.stop_all(stop);
+    if station.stops_all().is_some() {
+        return;
+    }
+    station.stop_all(stop);
+    // One that is not in Lua sees it when it enters a job's code; see `Station::enter`.
+    if station.inside.is_inside() {
         push(Target::All, Arc::clone(station), 0);
+    }
+}
+
+/// Ends the thread, unless jobs are still to be stopped: for the end of the process's last host.
+pub fn rest() {
+    let mut guard = QUEUE.lock();
+    let deadline = Instant::now() + LAST;
+    while let Some(queue) = guard.as_mut().filter(|queue| queue.runs) {
+        queue.rests = true;
+        CHANGED.notify_all();
+        let late;
+        (guard, late) = CHANGED.wait_until(guard, (Instant::now() + MOST).min(deadline));
+        if late && Instant::now() >= deadline {
+            return;
+        }
     }
 }
 
@@ -237,6 +259,15 @@ fn run() {
         until = until.into_iter().chain(soonest).min();
         guard = QUEUE.lock();
         let Some(queue) = guard.as_mut() else { return };
+        if queue.rests && all.is_empty() && queue.new.is_empty() {
+            queue.timed.retain(|Reverse(Timed(_, control))| !control.has_ended());
+            if queue.timed.is_empty() {
+                queue.runs = false;
+                drop(guard);
+                CHANGED.notify_all();
+                return;
+            }
+        }
         // What has come meanwhile has found that nobody waits.
         let sooner = queue.timed.peek().map(|Reverse(Timed(at, _))| *at);
         until = until.into_iter().chain(sooner).min();

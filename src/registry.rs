@@ -26,6 +26,7 @@ use crate::{
     gate, handles,
     locks::Waits,
     pool::{self, Config, Pool, Worker},
+    reaper,
     sync::{Mutex, MutexGuard, RwLockWriteGuard},
     waker,
 };
@@ -114,6 +115,9 @@ pub fn host_closed() {
     let deadline = Instant::now() + GRACE;
     for pool in &pools {
         pool.join(deadline);
+    }
+    if pools.iter().all(|pool| !pool.has_worker_inside()) {
+        reaper::rest();
     }
 }
 

@@ -607,6 +607,13 @@ impl Vm {
             }
             parcel.control = Some(Arc::clone(control));
         }
+        let token = order.limits.as_ref().and_then(|limits| limits.token.as_ref());
+        if let (Some(control), Some(reason)) = (&control, token.and_then(|token| token.reason())) {
+            // It is not queued at all.
+            control.leave_queue();
+            reaper::stop(control, Cause::Cancelled(reason));
+            return id;
+        }
         let worker = self.worker.as_ref().filter(|worker| worker.pool.id == pool.id);
         let quiet = order.quiet && worker.is_some();
         if quiet {

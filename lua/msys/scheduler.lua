@@ -847,10 +847,9 @@ function scheduler.drain()
   -- Nothing else raises out of the loop.
   local left_loop = not current and (running or main.pumping)
   if native.is_interrupted() or left_loop then return say_dropped "interrupted" end
-  if native.pending() == 0 then return end
   ---@type string?
   local why
-  scheduler.start(function()
+  local function watch()
     local began, is_silent = scheduler.now(), true
     while true do
       local waited = scheduler.now() - began
@@ -867,7 +866,8 @@ function scheduler.drain()
       end
       scheduler.sleep(math.max(0, math.min(LOOK, exit_timeout - waited)))
     end
-  end)
+  end
+  if native.pending() > 0 then scheduler.start(watch) end
   scheduler.run_while(function()
     return native.pending() > 0 and not why
   end)
