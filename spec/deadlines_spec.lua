@@ -22,7 +22,8 @@ local function with_busy(options, fn)
     eventually(function()
       return began:get() == 1
     end)
-    fn(pool, function()
+    -- In a session of its own: a job is no exception to `sessions`, unless who waits for it has a lock.
+    msys.run(fn, pool, function()
       gate:close()
       assert(busy:wait())
     end)
@@ -346,7 +347,7 @@ describe("a timeout", function()
       assert(msys.runInPool("CPU", noop, { timeout = 1000 }))
     end
     collectgarbage()
-    assert.equal(before, native.alive())
+    assert.is_true(native.alive() <= before)
   end)
 end)
 
@@ -421,7 +422,9 @@ describe("a token", function()
       msys.yield()
       assert.is_nil(outcome)
       token:cancel "no more"
-      msys.run()
+      eventually(function()
+        return outcome
+      end)
       assert.same({ false, "cancelled" }, { outcome[1], outcome[3].kind })
       assert.matches("was cancelled before pool '.*' had room for it: no more", outcome[2])
       release()

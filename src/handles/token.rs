@@ -43,7 +43,8 @@ impl Token {
             (std::mem::take(&mut inner.jobs), std::mem::take(&mut inner.waiters))
         };
         waiters.into_iter().for_each(Wake::wake);
-        for job in jobs.iter().filter_map(Weak::upgrade) {
+        // The newest first: those that are queued, before a worker that one of the others leaves takes them.
+        for job in jobs.iter().rev().filter_map(Weak::upgrade) {
             reaper::stop(&job, Cause::Cancelled(Arc::clone(reason)));
         }
         true
