@@ -326,3 +326,106 @@ pub fn request(control: &Control, cause: Cause) -> Option<(Arc<Station>, usize)>
         Todo::Running(station, slot) => Some((station, slot)),
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::{mailbox::Mailbox, waker::Waker};
+
+    #[derive(Default)]
+    struct Queue(AtomicU64);
+
+    impl Keeper for Queue {
+        fn left_queue(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn abandon(self: Arc<Self>, _: &Station, _: u64) -> bool {
+            false
+        }
+
+        fn lost(self: Arc<Self>, _: &Station) {}
+    }
+
+    struct Setting {
+        queue: Arc<Queue>,
+        inbox: Arc<Inbox>,
+        station: Arc<Station>,
+        control: Arc<Control>,
+    }
+
+    fn setting(timeout: Option<Duration>) -> Setting {
+        let queue = Arc::new(Queue::default());
+        let keeper: Arc<dyn Keeper> = Arc::<Queue>::clone(&queue);
+        let inbox = Inbox::new(Mailbox::new(Waker::for_this_thread()));
+        let parcel = Parcel { id: 7, ticket: 5, reply: Some(Arc::clone(&inbox)), ..Parcel::default() };
+        let pool: Arc<str> = "p".into();
+        let control = Control::new(&parcel, &pool, Arc::downgrade(&keeper), Instant::now(), timeout);
+        Setting { queue, inbox, station: Station::new(pool, 0, Arc::downgrade(&keeper)), control }
+    }
+
+    fn outcomes(inbox: &Inbox) -> Vec<u64> {
+        inbox.mailbox.take().map(|job| job.value.ticket).collect()
+    }
+
+    #[test]
+    fn a_queued_job_is_ended_once_and_never_begun() {
+        let Setting { queue, inbox, station, control } = setting(None);
+        assert!(request(&control, Cause::Cancelled("why".into())).is_none());
+        assert!(request(&control, Cause::Timeout).is_none());
+        assert_eq!((outcomes(&inbox), queue.0.load(Ordering::Relaxed)), (vec![5], 1));
+        assert!(!control.begin(&station, 0) && !control.leave_queue() && !control.finish());
+        let stop = control.stop().expect("a reason");
+        assert_eq!(stop.kind, "cancelled");
+        assert!(stop.text.starts_with("msys: job 7 of pool 'p' was cancelled: why (it waited 0."), "{}", stop.text);
+    }
+
+    #[test]
+    fn a_running_job_is_delivered_by_its_worker_or_in_its_place() {
+        let Setting { queue, inbox, station, control } = setting(None);
+        assert!(control.leave_queue() && control.begin(&station, 3));
+        let (found, slot) = request(&control, Cause::Cancelled("".into())).expect("it runs");
+        assert!(Arc::ptr_eq(&found, &station) && slot == 3);
+        assert!(control.take_over().is_some_and(|job| job.value.early && job.value.ticket == 5));
+        assert!(control.take_over().is_none() && !control.finish());
+        assert_eq!((outcomes(&inbox), queue.0.load(Ordering::Relaxed)), (vec![], 0));
+
+        let Setting { station, control, .. } = setting(None);
+        assert!(control.begin(&station, 0) && control.finish());
+        assert!(request(&control, Cause::Timeout).is_none() && control.take_over().is_none());
+    }
+
+    #[test]
+    fn a_job_whose_time_is_over_is_not_begun() {
+        let Setting { inbox, station, control, .. } = setting(Some(Duration::ZERO));
+        assert!(!control.begin(&station, 0));
+        assert!(request(&control, Cause::Timeout).is_none());
+        assert_eq!(outcomes(&inbox), [5]);
+        assert_eq!(control.stop().map(|stop| stop.kind), Some("timeout"));
+    }
+
+    #[test]
+    fn a_child_is_stopped_with_its_parent_whichever_comes_first() {
+        let (parent, child) = (setting(None).control, setting(None).control);
+        assert!(parent.adopt(&child).is_none());
+        let _ = parent.request(Cause::Cancelled("x".into()));
+        assert!(parent.children().iter().any(|other| Arc::ptr_eq(other, &child)));
+        assert_eq!(parent.adopt(&child).map(|stop| stop.kind), Some("cancelled"));
+    }
+
+    #[test]
+    fn a_worker_and_a_stopper_see_one_another() {
+        for _ in 0..2000 {
+            let Setting { inbox, station, control, .. } = setting(None);
+            let other = Arc::clone(&control);
+            let stopper = std::thread::spawn(move || request(&other, Cause::Cancelled("".into())).is_some());
+            let begun = control.begin(&station, 0);
+            let stops = begun && (station.enter(Some(&control)) || stopper.is_finished());
+            let running = stopper.join().expect("no panic");
+            // Either it was queued and is ended, or it runs and the stopper knows where.
+            assert_eq!(begun, running);
+            assert_eq!(outcomes(&inbox).len(), usize::from(!begun));
+            assert!(!stops || control.stop().is_some());
+        }
+    }
+}
