@@ -532,6 +532,121 @@ describe("cancelling a job", function()
   end)
 end)
 
+describe("a stop does not lose", function()
+  after_each(helper.clean)
+
+  it("the room in a queue that was meant for who has given up", function()
+    with_busy({ backlog = 1 }, function(pool, release)
+      local queued, second = msys.submit(pool, noop), nil
+      msys.spawn(function()
+        local ok, _, info = msys.runInPool(pool, noop, { timeout = 0.05 })
+        assert.same({ false, "timeout" }, { ok, info.kind })
+        release()
+      end)
+      msys.spawn(function()
+        second = { msys.runInPool(pool, noop) }
+      end)
+      eventually(function()
+        return second
+      end)
+      assert.same({ true }, second)
+      assert(queued:wait())
+    end)
+  end)
+
+  it("the completion in the pool of a job that was still queued, which is called once", function()
+    local errors = helper.catching(function()
+      with_busy({}, function(pool, release)
+        local got, token = thread.channel(), msys.canceller()
+        local ran = thread.counter()
+        for _, options in ipairs { { timeout = 0.02 }, { cancel = token } } do
+          options.completion = function(ok, err, info)
+            got:send { ok, err, info.kind }
+          end
+          msys.runInPool(pool, function()
+            ran:add()
+          end, options)
+        end
+        msys.sleep(0.05)
+        token:cancel "too late"
+        release()
+        local kinds = {}
+        for _ = 1, 2 do
+          local ok, outcome = got:receive(helper.LIMIT)
+          assert.is_true(ok)
+          kinds[outcome[3]] = (kinds[outcome[3]] or 0) + 1
+        end
+        must(pool, noop)
+        assert.same({ { timeout = 1, cancelled = 1 }, 0, 0 }, { kinds, ran:get(), #got })
+      end)
+    end)
+    assert.same({}, errors)
+  end)
+
+  it("jobs that are queued behind ones that were ended, when the pool is stuck", function()
+    with_pool({ concurrency = 1, sessions = 1, max_abandoned = 0 }, function(pool)
+      local outcomes, began = {}, thread.counter()
+      local function run(options, fn)
+        msys.spawn(function()
+          outcomes[#outcomes + 1] = { msys.runInPool(pool, fn, options) }
+        end)
+      end
+      run({ timeout = 0.3 }, function()
+        began:add()
+        os.execute "sleep 1"
+      end)
+      eventually(function()
+        return began:get() == 1
+      end)
+      for _ = 1, 3 do
+        run({ timeout = 0.05 }, noop)
+      end
+      run({}, noop)
+      msys.run()
+      local kinds = {}
+      for _, outcome in ipairs(outcomes) do
+        kinds[outcome[3].kind] = (kinds[outcome[3].kind] or 0) + 1
+      end
+      assert.same({ timeout = 4, killed = 1 }, kinds)
+      eventually(function()
+        return pool:stat().num_abandoned == 0
+      end)
+    end)
+  end)
+
+  it("the jobs of one that its worker was ended with", function()
+    with_pool({ concurrency = 1 }, function(inner)
+      with_pool({ concurrency = 1, interruptible = false }, function(pool)
+        local began, waiting = thread.counter(), nil
+        msys.spawn(function()
+          waiting = {
+            msys.runInPool(pool, function()
+              return msys.runInPool(inner, function()
+                began:add()
+                while true do
+                end
+              end)
+            end, { timeout = 1000 }),
+          }
+        end)
+        eventually(function()
+          return began:get() == 1
+        end)
+        local ok, _, info = msys.runInPool(pool, function()
+          while true do
+          end
+        end, { timeout = 0.05 })
+        assert.same({ false, "timeout" }, { ok, info.kind })
+        eventually(function()
+          return waiting
+        end)
+        assert.same({ false, "killed" }, { waiting[1], waiting[3].kind })
+        must(inner, noop)
+      end)
+    end)
+  end)
+end)
+
 describe("workers that are stuck in C", function()
   after_each(helper.clean)
 
@@ -605,5 +720,40 @@ describe("a pool that is dropped", function()
     pool:shutdown { drop = true }
     msys.run()
     assert.same({ "shutdown", "shutdown", "shutdown", "shutdown", "shutdown" }, kinds)
+  end)
+
+  it("stops sessions that its jobs have started", function()
+    local errors = helper.catching(function()
+      local pool, began = msys.threadpool.create { name = "dropped", concurrency = 1 }, thread.counter()
+      must(pool, function()
+        msys.spawn(function()
+          began:add()
+          while true do
+          end
+        end)
+      end)
+      msys.runInPool(pool, noop, { timeout = 0.05 })
+      eventually(function()
+        return began:get() == 1
+      end)
+      pool:shutdown { drop = true }
+    end)
+    assert.equal(1, #errors)
+    assert.matches("pool 'dropped' is shut down", errors[1].err)
+  end)
+
+  it("stops an init that does not end", function()
+    local pool = msys.threadpool.create {
+      name = "dropped",
+      concurrency = 1,
+      init = function()
+        while true do
+        end
+      end,
+    }
+    local ok, _, info = msys.runInPool(pool, noop, { timeout = 0.05 })
+    assert.same({ false, "timeout" }, { ok, info.kind })
+    pool:shutdown { drop = true }
+    assert.equal(0, pool:stat().num_threads)
   end)
 end)

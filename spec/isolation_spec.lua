@@ -96,6 +96,9 @@ local ATTACKS = {
   ["setfenv(0)"] = "setfenv(0, { leftover = 5 })",
   ["setfenv(1)"] = "setfenv(1, { leftover = 5 })",
   ["setfenv of a library's Lua function"] = "setfenv(table.foreach, { leftover = 5 })",
+  ["setfenv of a library's Lua function by its level"] = [[
+    table.foreach({ 1 }, function() setfenv(2, { leftover = 5 }) end)
+    table.foreachi({ 1 }, function() setfenv(2, { leftover = 5 }) end)]],
   ["the environment of a library's Lua function"] = "getfenv(table.foreach).leftover = 5",
   ["setfenv of its own functions"] = [[
     local function f() leftover = 5 setfenv(1, { a = 1 }) end

@@ -220,7 +220,10 @@ describe("with drop = true", function()
           return #outcomes == 5
         end, "five outcomes while the sixth job is in a C call")
       end)
-      assert.same({ false, "msys: " .. text, "shutdown" }, { running[1][1], running[1][2], running[1][3].kind })
+      assert.same(
+        { false, "msys: " .. text, "shutdown" },
+        { running[1][1], running[1][2], running[1][3].kind }
+      )
       for _, outcome in ipairs(outcomes) do
         assert.same({ false, text, "shutdown", "Dropped" }, {
           outcome[1],

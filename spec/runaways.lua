@@ -115,6 +115,18 @@ local runaways = {
     source = "while true do pcall(msys.sleep, 0.001) end",
     needs_msys = true,
   },
+  { name = "plain yields", source = "while true do coroutine.yield() end", needs_msys = true },
+  {
+    name = "a chunk by a name like one of msys's",
+    source = "loadstring('while true do end', '=[msys x]')()",
+  },
+  {
+    name = "a loop in what makes its error value sendable",
+    source = [[
+      local looping = function() while true do end end
+      error(setmetatable({}, { __msys_pack = looping, __tostring = looping }))]],
+    needs_msys = true,
+  },
   { name = "yields", source = "while true do msys.yield() end", needs_msys = true },
   {
     name = "a nested job",

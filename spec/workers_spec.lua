@@ -137,8 +137,8 @@ describe("an isolated execution", function()
         ["return coroutine.create(print)"] = "msys.workers: cannot send result 1 (thread)",
         ["return { {}, { io.stdout } }"] = "msys.workers: cannot send a result or error value (userdata)",
       } do
-        local ok, err = pool:submit(compile(source))
-        assert.same({ false, text }, { ok, err })
+        local ok, err, info = pool:submit(compile(source))
+        assert.same({ false, text, "unsendable" }, { ok, err, info.kind })
       end
       assert.same({ true, 1 }, { pool:submit(compile "return 1") })
     end)
@@ -158,6 +158,35 @@ describe("an isolated execution", function()
         assert.same({ false, "not enough memory", "memory" }, { ok, err, info.kind })
         assert.same({ true, 1 }, { pool:submit(compile "return 1") })
       end
+    end)
+  end)
+
+  it("has all of memory_limit, whatever the one before has left as garbage", function()
+    with_workers(1, { memory_limit = 32 * 2 ^ 20 }, function(pool)
+      for _ = 1, 20 do
+        assert.same({ true, 1e7 }, { pool:submit(compile "return #('x'):rep(1e7)") })
+        assert.same({ true, 1e7 }, { pool:submit(compile "return #('y'):rep(1e7)") })
+      end
+    end)
+  end)
+
+  it("that was stopped leaves a worker that uses no CPU", function()
+    with_workers(1, nil, function(pool)
+      local ok, _, info = pool:submit(
+        compile [[
+        local p = newproxy(true)
+        getmetatable(p).__gc = function() while true do end end
+        string.kept = p
+      ]],
+        nil,
+        { timeout = 0.05 }
+      )
+      assert.same({ false, "timeout" }, { ok, info.kind })
+      assert.is_true(pool:submit(compile "return 1"))
+      local before = os.clock()
+      msys.sleep(0.3)
+      assert.is_true(os.clock() - before < 0.2)
+      assert.equal(0, pool:stat().abandoned)
     end)
   end)
 
@@ -304,7 +333,7 @@ describe("what is refused:", function()
         ["ctx:set(nil, 1)"] = "msys.context:set: key must be a string, a number or a boolean, got nil",
         ["ctx:set({}, 1)"] = "msys.context:set: key must be a string, a number or a boolean, got table",
         ["ctx.set('x', 1)"] = "msys.context:set: called on string (call it with a colon)",
-        ["ctx:set('file', io.stdout)"] = "msys.context:set: cannot send ctx.file (file (0x",
+        ["ctx:set('file', io.stdout)"] = "msys.context:set: cannot send ctx.file (file)",
         ["ctx:set('deep', { a = { b = coroutine.create(print) } })"] = OF_SET
           .. "cannot send ctx.deep.a.b (thread)",
         ["ctx:get()"] = false,

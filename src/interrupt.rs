@@ -84,6 +84,9 @@ static IS_OPEN: AtomicBool = AtomicBool::new(false);
 const BUSY: u8 = 0x10 | 0x20 | 0x40;
 const PROFILE: u8 = 0x80;
 
+/// The names of the chunks that are msys's own.
+static OURS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
+
 /// Where compiled code may be: pairs of addresses, from and to; unused ones are 0.
 const MOST_AREAS: usize = 512;
 static AREAS: [[AtomicUsize; 2]; MOST_AREAS] = [const { [AtomicUsize::new(0), AtomicUsize::new(0)] }; MOST_AREAS];
@@ -253,8 +256,9 @@ fn signal() -> Option<c_int> {
     })
 }
 
-/// Makes the calling thread, a worker's, one that can be interrupted.
-pub fn enter(station: &Arc<Station>) {
+/// Makes the calling thread, a worker's, one that can be interrupted; in no code of these modules.
+pub fn enter(station: &Arc<Station>, modules: impl Iterator<Item = &'static str>) {
+    OURS.get_or_init(|| modules.map(|name| format!("=[{name}]").into_bytes()).collect());
     STATION.set(Arc::as_ptr(station));
     static AT_FORK: OnceLock<()> = OnceLock::new();
     AT_FORK.get_or_init(|| {
@@ -377,8 +381,24 @@ pub unsafe fn set_hook(state: *mut lua_State) {
     unsafe {
         if let Some(station) = STATION.get().as_ref() {
             station.is_touched.store(true, Ordering::Relaxed);
+            if station.is_armed.load(Ordering::Relaxed) && IS_OPEN.load(Ordering::Acquire) {
+                ask(station.state().cast());
+            }
         }
         set_hook_anew(state);
+    }
+}
+
+/// Makes the guards of a VM's compiled code fail.
+///
+/// # Safety
+/// Null, or a live VM of this thread.
+unsafe fn ask(main: *mut lua_State) {
+    if !main.is_null()
+        && let Some(mask) = mask_of(main)
+    {
+        // SAFETY: the mask of this thread's VM.
+        unsafe { mask.write_volatile(mask.read_volatile() | PROFILE) };
     }
 }
 
@@ -411,7 +431,8 @@ unsafe fn is_ours(state: *mut lua_State, at: *mut ffi::lua_Debug) -> bool {
             return false;
         }
         let source = CStr::from_ptr((*at).source).to_bytes();
-        source.starts_with(b"=[msys") || source == b"=[thread]"
+        // All of ours begin like that.
+        source == b"=msys" || source.starts_with(b"=[") && OURS.get().is_some_and(|ours| ours.iter().any(|name| name == source))
     }
 }
 
@@ -427,6 +448,7 @@ unsafe extern "C-unwind" fn interrupted(_: *mut c_void, state: *mut lua_State, _
         if !station.is_isolated.load(Ordering::Relaxed) {
             let mut at: ffi::lua_Debug = std::mem::zeroed();
             if ffi::lua_getstack(state, 0, &raw mut at) != 0 && is_ours(state, &raw mut at) {
+                // Not asked for again here: LuaJIT would come back at once, and never go on.
                 return;
             }
         }

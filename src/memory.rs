@@ -116,6 +116,11 @@ impl Memory {
         large > (KEPT / 4 * 3).max(live) || used > self.limit / 4 * 3 && used > live.saturating_add(self.limit / 16)
     }
 
+    /// Whether there is a limit, and what may be garbage is a good part of it.
+    pub fn has_garbage(&self) -> bool {
+        self.limit != usize::MAX && self.used.get().saturating_sub(self.live.get()) > self.limit / 16
+    }
+
     /// Whether the limit has been met since garbage was collected last.
     pub fn is_pressed(&self) -> bool {
         self.is_pressed.get()

@@ -27,7 +27,7 @@ use std::{
 
 use crate::{
     job::{self, Cause, Control, Place, Station, Stop, deliver},
-    signals,
+    signals, waker,
     sync::{Condvar, Mutex, MutexGuard},
 };
 
@@ -320,12 +320,13 @@ impl Stopping {
     /// Does what is due; false when nothing is left to do.
     fn step(&mut self, now: Instant, areas_known: &mut bool) -> bool {
         if self.is_over() {
+            self.station.is_condemned.store(false, Ordering::Release);
             return false;
         }
         let since = now.saturating_duration_since(self.since);
         if since >= GRACE
             && let Target::Job(control) = &self.target
-            && let Some(job) = control.take_over()
+            && let Some(job) = control.take_over(false)
         {
             deliver(job, false);
         }
@@ -395,6 +396,7 @@ impl Stopping {
         while std::path::Path::new(&format!("/proc/self/task/{}", self.station.tid())).exists() {
             std::thread::yield_now();
         }
+        waker::died_awake();
         let slot = self.slot;
         let text = match &self.target {
             Target::Job(control) => format!(
@@ -405,7 +407,7 @@ impl Stopping {
             Target::All => format!("msys: the worker of pool '{}' was ended (slot {slot})", self.station.pool),
         };
         if let Target::Job(control) = &self.target
-            && let Some(job) = control.take_over()
+            && let Some(job) = control.take_over(true)
         {
             deliver(job, false);
         }

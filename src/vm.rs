@@ -142,8 +142,8 @@ pub enum Awaited {
     Channel(Arc<handles::Channel>),
     /// Any of some futures.
     Futures(Vec<Arc<handles::Future>>),
-    /// A token's being cancelled.
-    Token(Arc<handles::Token>),
+    /// Room in a pool's queue, or a token's being cancelled.
+    Room(Arc<Pool>, Option<Arc<handles::Token>>),
 }
 
 fn any_has_lock(ancestors: &Ancestors) -> bool {
@@ -249,6 +249,8 @@ pub struct Order {
     pub session: Option<Session>,
     /// The submitter looks for work right after.
     pub quiet: bool,
+    /// It has a completion that runs where it does.
+    pub completes: bool,
     /// When it is to be ended, if ever.
     pub limits: Option<Limits>,
 }
@@ -417,7 +419,12 @@ impl Vm {
                 let wait = self.wait_of(ticket);
                 futures.iter().for_each(|future| future.leave(wait));
             }
-            Some(Awaited::Token(token)) => token.leave(self.wait_of(ticket)),
+            Some(Awaited::Room(pool, token)) => {
+                if let Some(token) = token {
+                    token.leave(self.wait_of(ticket));
+                }
+                pool.leave_room(&self.inbox(), ticket, gone);
+            }
             Some(Awaited::Lock(session, lock)) if gone => drop(lock.abandon(session)),
             Some(Awaited::Condition(session, condition)) if gone => {
                 let knock = condition.lock.abandon(&mut handles::order(), session);
@@ -599,7 +606,7 @@ impl Vm {
             let keeper: Arc<dyn Keeper> = Arc::<Pool>::clone(pool);
             let submitted = timeout.map_or_else(Instant::now, |(submitted, _)| submitted);
             let after = timeout.map(|(_, timeout)| timeout);
-            Control::new(parcel, &pool.config.name, Arc::downgrade(&keeper), submitted, after)
+            Control::new(parcel, order.completes, &pool.config.name, Arc::downgrade(&keeper), submitted, after)
         });
         if let Some(control) = &control {
             if let Some(sink) = &parcel.sink {
@@ -608,7 +615,9 @@ impl Vm {
             parcel.control = Some(Arc::clone(control));
         }
         let token = order.limits.as_ref().and_then(|limits| limits.token.as_ref());
-        if let (Some(control), Some(reason)) = (&control, token.and_then(|token| token.reason())) {
+        if let (Some(control), Some(reason)) = (&control, token.and_then(|token| token.reason()))
+            && !order.completes
+        {
             // It is not queued at all.
             control.leave_queue();
             reaper::stop(control, Cause::Cancelled(reason));
@@ -659,10 +668,8 @@ impl Vm {
         let running = self.running.borrow();
         match slot.and_then(|slot| running.get(slot)?.as_ref()) {
             Some(running) => station.enter(running.control()),
-            None => {
-                station.leave();
-                false
-            }
+            // A session of its own, or the pool's init: stopped with all.
+            None => station.enter(None),
         }
     }
 
@@ -674,10 +681,11 @@ impl Vm {
         stop.or_else(|| self.station()?.stops_all().cloned())
     }
 
-    /// The code of the job in `slot` has ended: gives why it was stopped, if it was. It is not stopped any more.
-    pub fn settle_job(&self, slot: usize) -> Option<Stop> {
+    /// The code of the job in `slot` has ended: gives why it was stopped, if it was. With a completion, which follows,
+    /// it is not stopped any more.
+    pub fn settle_job(&self, slot: usize, completes: bool) -> Option<Stop> {
         let stop = self.stop_of(slot);
-        if let Some(Some(running)) = self.running.borrow_mut().get_mut(slot) {
+        if completes && let Some(Some(running)) = self.running.borrow_mut().get_mut(slot) {
             running.is_settled = true;
             if let Some(control) = &running.job.value.control {
                 control.leave();
@@ -974,7 +982,9 @@ impl Vm {
             if !control.begin(worker.station(), slot) {
                 // It has been ended, or is about to be: its time is over.
                 reaper::stop(control, Cause::Timeout);
-                return None;
+                if !control.begin(worker.station(), slot) {
+                    return None;
+                }
             }
             if let Some(sink) = &job.value.sink {
                 sink.begin();
@@ -1096,6 +1106,13 @@ impl Vm {
         let Some(job) = self.vacate(slot, false) else { return };
         let Some(worker) = &self.worker else { return };
         job::fail(job, &worker.pool.config.name, kind, text, text);
+    }
+
+    /// The jobs that those in progress wait for, and would end with.
+    pub fn children(&self) -> Vec<Arc<Control>> {
+        let running = self.running.borrow();
+        let controls = running.iter().flatten().filter_map(|running| running.job.value.control.as_ref());
+        controls.flat_map(|control| control.children()).collect()
     }
 
     /// Ends all jobs in progress, with their VM.

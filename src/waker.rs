@@ -39,6 +39,12 @@ pub fn begin_anew() {
     AWAKE.store(0, Ordering::Relaxed);
 }
 
+/// A thread that was awake is no more, and has not said so.
+#[cfg(not(loom))]
+pub fn died_awake() {
+    AWAKE.fetch_sub(1, Ordering::Relaxed);
+}
+
 /// Whether all our threads that are awake have a core each. If not, a thread that spins keeps from running the very
 /// thread that it spins for.
 #[cfg(not(loom))]

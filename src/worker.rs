@@ -12,12 +12,12 @@ use mlua::{Lua, Table};
 
 use crate::{
     host, interrupt,
-    job::Inbox,
+    job::{Cause, Inbox, Stop},
     luajit::{ffi, lua_State},
     mailbox::Mailbox,
     memory::Memory,
     pool::Worker,
-    registry,
+    reaper, registry,
     vm::Vm,
     waker::Waker,
 };
@@ -50,7 +50,7 @@ pub fn run(worker: Worker) {
     let inbox = Inbox::new(Mailbox::new(Waker::for_this_thread()));
     worker.register(Arc::clone(&inbox));
     let station = Arc::clone(worker.station());
-    interrupt::enter(&station);
+    interrupt::enter(&station, FACE.iter().map(|(name, _)| *name));
     worker.enter_lua();
     // SAFETY: no preconditions.
     let state = unsafe { ffi::luaL_newstate() };
@@ -115,8 +115,12 @@ pub fn run(worker: Worker) {
 fn settle_estate(vm: *mut std::ffi::c_void, text: &str) {
     // SAFETY: the thread that had it is no more, and it has left no borrow: it was in compiled code.
     let vm = unsafe { &*vm.cast::<Vm>() };
+    let children = vm.children();
     vm.fail_running("killed", text);
     vm.end_sessions();
+    for child in children {
+        reaper::stop(&child, Cause::Parent(Stop { kind: "killed", text: text.into() }));
+    }
 }
 
 fn serve(

@@ -123,8 +123,9 @@ function native.is_interrupted() end
 function native.timer(seconds, ticket) end
 
 ---@param pool integer
----@param ticket integer
-function native.await_room(pool, ticket) end
+---@param ticket integer  to be left when the wait has ended
+---@param token? msys.Canceller  which ends the wait, too
+function native.await_room(pool, ticket, token) end
 
 ---@return integer? descriptor
 ---@return string? text
@@ -529,20 +530,16 @@ function native.cancel(token, reason) end
 ---@return string? reason
 function native.cancelled(token) end
 
---- Wakes the session that waits under this ticket when the token is cancelled.
----@param token msys.Canceller
----@param ticket integer
-function native.await_cancel(token, ticket) end
-
 --- The code of the job in this slot runs from now on, or with -1 none of a job's.
 ---@param slot integer
 function native.enter(slot) end
 
---- The code of the job in this slot has ended: why it was stopped, if it was. It is not stopped any more.
+--- The code of the job in this slot has ended: why it was stopped, if it was.
 ---@param slot integer
+---@param completes boolean  its completion follows, which is not stopped
 ---@return string? kind
 ---@return string? text
-function native.stopped(slot) end
+function native.stopped(slot, completes) end
 
 ---@param slot integer
 ---@return boolean
@@ -550,7 +547,7 @@ function native.stopped(slot) end
 ---@return string? text
 function native.is_stopped(slot) end
 
---- Jobs in progress on workers that are stuck in C, besides those that these are stuck in.
+--- Jobs in progress on workers that are stuck in C.
 ---@return integer
 function native.behind_stuck() end
 

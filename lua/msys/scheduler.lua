@@ -86,8 +86,8 @@ local tls_home, main_tls = nil, {}
 --- host reports to its handler.
 ---@type fun(slot: integer, new_paths: boolean, short_of_memory: boolean), fun(err: any, info: table)
 local start_job, report
----@type fun(slot: integer?, err: any)
-local fail_job
+---@type fun(slot: integer?, err: any), fun(session: msys.Session)?
+local fail_job, end_stopped
 --- What the loop has in hand: a session that it is about to resume, a job that it is about to begin. Should memory run
 --- out there, that is what is lost.
 ---@type msys.Session?, integer?
@@ -131,6 +131,7 @@ function scheduler.explain(fail, extra)
   local err = fail
   if getmetatable(fail) == Failure then
     err = fail.err
+    info.kind = info.kind or fail.kind
     -- Below the job's own function there are only frames of msys.
     info.traceback = fail.traceback:gsub("\n\t%[C%]: in function 'xpcall'\n\t[^\n]*msys[^\n]*.*$", "")
   end
@@ -431,6 +432,7 @@ local function complete(ticket, ...)
   if type(waiter) == "function" then
     -- The ticket is the completion's until it has ended.
     waiting[ticket] = false
+    if is_worker then enter(-1) end
     return scheduler.start(run_completion, ticket, waiter, ...)
   elseif waiter then
     session_in_hand = waiter
@@ -453,7 +455,10 @@ local function run_ready()
     end
     session_in_hand = session
     local args = session.args
-    if args then
+    if session.stop and session.slot and end_stopped then
+      -- Compiled code would go on behind a yield without looking at hooks.
+      end_stopped(session)
+    elseif args then
       session.args = nil
       resume(session, run_spawned, unpack(args, 1, args.n))
     else
@@ -881,7 +886,9 @@ end
 ---@param on_report fun(err: any, info: table)
 ---@param on_job? fun(slot: integer, new_paths: boolean, short_of_memory: boolean)
 ---@param on_failure? fun(slot: integer?, err: any)  ends a job, if one is given, with an error of the loop's
-function scheduler.setup(on_report, on_job, on_failure)
+---@param on_stopped? fun(session: msys.Session)  ends a stopped job in the place of its session, which is not resumed
+function scheduler.setup(on_report, on_job, on_failure, on_stopped)
+  end_stopped = on_stopped
   report, start_job = on_report, on_job --[[@as fun(slot: integer, new_paths: boolean, short_of_memory: boolean)]]
   fail_job = on_failure --[[@as fun(slot: integer?, err: any)]]
 end

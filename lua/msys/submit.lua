@@ -83,15 +83,19 @@ local function await_room(pool, limits)
     local reason, text = over(limits, pool)
     if reason then return reason, text end
     if limits[1] then native.timer(math.max(0, limits[1] + limits[2] - native.clock()), room) end
-    if limits[3] then native.await_cancel(limits[3], room) end
   end
-  native.await_room(pool, room)
+  native.await_room(pool, room, limits and limits[3] or nil)
   local expired = scheduler.wait(room) == true
   if limits then
     if limits[1] and not expired then native.end_timer(room) end
-    native.leave(room, false)
-    return over(limits, pool)
+    local reason, text = over(limits, pool)
+    -- Only then: the next one may have the room that this one was told of.
+    if reason then
+      native.leave(room, true)
+      return reason, text
+    end
   end
+  native.leave(room, false)
 end
 
 --- Sends a job. Gives its id, or nil, a reason and a text: "shutdown", "timeout" and "cancelled" are outcomes, the rest

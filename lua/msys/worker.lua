@@ -123,7 +123,7 @@ local function finish(flags, slot, ok, ...)
     names.scan()
     return finish(bor(flags, SCANNED), slot, ok, ...)
   elseif reason == "stopped" then
-    local kind, text = native_stopped(slot)
+    local kind, text = native_stopped(slot, false)
     local id, pool, name = native.describe(slot)
     local info = { kind = kind, pool = pool, job = id, name = name, traceback = text }
     return finish(NO_CHANGES + OURS + STOPPED, slot, false, text, info)
@@ -187,7 +187,7 @@ local function ended(session, slot, ok, ...)
   local kind, text
   if completion or not ok then
     -- What the job is stopped for is not for its completion.
-    kind, text = native_stopped(slot)
+    kind, text = native_stopped(slot, completion ~= nil)
     if kind then
       flags, ok = STOPPED + NO_CHANGES, false
     end
@@ -217,6 +217,19 @@ local function run_job(slot)
   session.slot = slot
   jobs[slot] = session
   return ended(session, slot, xpcall(open, failure, session, slot))
+end
+
+local function end_in_place_of(session, slot)
+  local own = current() --[[@as msys.Session]]
+  own.slot, own.completion, own.number, own.stop = slot, session.completion, session.number, session.stop
+  session.slot, session.number = nil, nil
+  jobs[slot] = own
+  return ended(own, slot, false, own.stop.text)
+end
+
+--- Ends a stopped job that has yielded: its coroutine is not resumed.
+local function end_stopped(session)
+  return scheduler.start(end_in_place_of, session, session.slot)
 end
 
 --- Ends a job, if one is given, whose outcome cannot be sent in any other way, because that has failed with `err`; or
@@ -327,6 +340,7 @@ end
 --- failed.
 local function run_init()
   local done, text, traceback = false, nil, nil
+  native.enter(-1)
   scheduler.start(function()
     local ok, fail = xpcall(function()
       open_init()
@@ -353,7 +367,7 @@ function worker.serve()
   install_coroutines()
   install_require()
   shared.install_iteration()
-  scheduler.setup(report, start_job, fail_job)
+  scheduler.setup(report, start_job, fail_job, end_stopped)
   if native.shares_globals() then require "msys.globals" end
   names.scan()
   if native.has_init() then

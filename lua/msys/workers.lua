@@ -40,19 +40,26 @@ local function check_context(self, method)
   end
 end
 
---- Finds what cannot be in a context: the path to it and its type.
-local function foreign(value, path, seen)
-  local kind = type(value)
-  if kind == "userdata" or kind == "thread" or kind == "cdata" then
-    return ("%s (%s)"):format(path, getmetatable(value) ~= nil and tostring(value):match "^[^:]*" or kind)
-  elseif kind ~= "table" or seen[value] then
-    return nil
-  end
-  seen[value] = true
-  for key, item in next, value do
-    local found = foreign(key, ("a key of %s"):format(path), seen)
-      or foreign(item, ("%s.%s"):format(path, scheduler.text_of(key)), seen)
-    if found then return found end
+--- Finds what cannot be in a context: the path to it and its type. Of any depth.
+local function foreign(value, path)
+  local todo, seen, at = { { value, path } }, {}, 1
+  while at > 0 do
+    local item, where = todo[at][1], todo[at][2]
+    todo[at] = nil
+    at = at - 1
+    local kind = type(item)
+    if kind == "userdata" or kind == "thread" or kind == "cdata" then
+      local name = getmetatable(item) ~= nil and scheduler.text_of(item):match "^[%w_.]+" or kind
+      return ("%s (%s)"):format(where, name)
+    elseif kind == "table" and not seen[item] then
+      seen[item] = true
+      for key, inner in next, item do
+        todo[at + 1] = { key, "a key of " .. where }
+        -- A path of many names says no more than its end.
+        todo[at + 2] = { inner, ("%s.%s"):format(#where < 200 and where or "…", scheduler.text_of(key)) }
+        at = at + 2
+      end
+    end
   end
 end
 
@@ -65,7 +72,7 @@ function Context:set(key, value)
   if kind ~= "string" and kind ~= "number" and kind ~= "boolean" or key ~= key then
     error("msys.context:set: key must be a string, a number or a boolean, got " .. kind, 2)
   end
-  local found = foreign(value, "ctx." .. tostring(key), {})
+  local found = foreign(value, "ctx." .. tostring(key))
   if found then error("msys.context:set: cannot send " .. found, 2) end
   self.values[key] = value
 end
@@ -152,8 +159,11 @@ local Failure = scheduler.Failure
 local function checked(ok, ...)
   if ok then return ... end
   local err, traceback = ...
-  if ok == nil then error(err, 0) end
-  error(setmetatable({ err = err, traceback = traceback }, Failure), 0)
+  local kind
+  if ok == nil then
+    traceback, kind = err, err:find("cannot send", 1, true) and "unsendable" or nil
+  end
+  error(setmetatable({ err = err, traceback = traceback, kind = kind }, Failure), 0)
 end
 
 --- What a worker is sent.

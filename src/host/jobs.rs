@@ -239,6 +239,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
             return failed(state, reason, &error.to_string());
         }
         let mut job = vm.take_parcel();
+        let completes = mode == Mode::Async && ffi::lua_type(state, LEADING + 2) == ffi::LUA_TFUNCTION;
         let count = ffi::lua_gettop(state) - LEADING;
         let measure = flags & MEASURE != 0;
         let limit = if measure { measuring(pool.config.max_message) } else { pool.config.max_message };
@@ -274,6 +275,7 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
             session: slot_at(state, 5).map(|session| session as u64).filter(|session| *session != 0),
             name: text(state, 6),
             quiet: flags & QUIET != 0,
+            completes,
             limits: limits_at(state, LEADING),
         };
         if let Some(future) = future {
@@ -464,7 +466,11 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         };
         // The session's coroutine may have served a job that set the environment of its thread.
         vm.functions.reset_environment(state);
-        enter_job(state, vm, Some(slot));
+        // One that was stopped before it began has a completion, for which it is to be decoded whole.
+        let was_stopped = vm.stop_of(slot).is_some();
+        if !was_stopped {
+            enter_job(state, vm, Some(slot));
+        }
         if let Some(module) = missing_module(state, vm, &message) {
             vm.put_message(slot, message, None);
             push_bytes(state, module.as_bytes());
@@ -483,9 +489,30 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         message.clear_values();
         vm.put_message(slot, message, kept);
         match result {
-            Ok(count) => count,
+            Ok(count) => {
+                // One with a completion is begun only for that.
+                if let Some(stop) = vm.stop_of(slot) {
+                    push_bytes(state, stop.text.as_bytes());
+                    drop(stop);
+                    ffi::lua_pushcclosure(state, raise, 1);
+                    ffi::lua_replace(state, 1);
+                }
+                if was_stopped {
+                    enter_job(state, vm, Some(slot));
+                }
+                count
+            }
             Err(decode::Raised::Error | decode::Raised::Hook) => ffi::lua_error(state),
         }
+    }
+}
+
+/// Raises its upvalue: in the place of the closure of a job that was stopped before it began.
+unsafe extern "C-unwind" fn raise(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function raises.
+    unsafe {
+        ffi::lua_pushvalue(state, ffi::lua_upvalueindex(1));
+        ffi::lua_error(state)
     }
 }
 

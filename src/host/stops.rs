@@ -27,7 +27,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"canceller", canceller),
     (c"cancel", cancel),
     (c"cancelled", cancelled),
-    (c"await_cancel", await_cancel),
+    (c"await_room", await_room),
     (c"enter", enter),
     (c"stopped", stopped),
     (c"is_stopped", is_stopped),
@@ -110,15 +110,21 @@ unsafe extern "C-unwind" fn cancelled(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `await_cancel(token, ticket)`: the session is woken when the token is cancelled
-unsafe extern "C-unwind" fn await_cancel(state: *mut lua_State) -> c_int {
+/// `await_room(pool, ticket, token or nil)`: the session is woken when there is room in the pool's queue, or the token is
+/// cancelled
+unsafe extern "C-unwind" fn await_room(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
         let vm = vm(state);
-        let Some(token) = counted_at::<Token>(state, 1, kind::TOKEN) else { return 0 };
         let ticket = ffi::lua_tonumber(state, 2) as u64;
-        vm.awaited.borrow_mut().insert(ticket, Awaited::Token(Arc::clone(&token)));
-        token.wait(Knock::new(vm.inbox(), ticket));
+        let token = counted_at::<Token>(state, 3, kind::TOKEN);
+        if let Some(pool) = vm.pool(ffi::lua_tonumber(state, 1) as u32) {
+            if let Some(token) = &token {
+                token.wait(Knock::new(vm.inbox(), ticket));
+            }
+            vm.awaited.borrow_mut().insert(ticket, Awaited::Room(Arc::clone(&pool), token));
+            pool.await_room(vm.inbox(), ticket);
+        }
     }
     0
 }
@@ -159,14 +165,14 @@ pub(super) unsafe fn calm(state: *mut lua_State, vm: &Vm) {
     }
 }
 
-/// `stopped(slot)` → kind and text of the reason for which the job in this slot was to be stopped, if it was; its code
+/// `stopped(slot, completes)` → kind and text of the reason for which the job in this slot was to be stopped, if it was; its code
 /// has ended
 unsafe extern "C-unwind" fn stopped(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours, called by Lua code of ours.
     unsafe {
         let vm = vm(state);
         let slot = ffi::lua_tonumber(state, 1) as usize;
-        let stop = vm.settle_job(slot);
+        let stop = vm.settle_job(slot, ffi::lua_toboolean(state, 2) != 0);
         calm(state, vm);
         // Its completion may follow.
         vm.enter(Some(slot));
@@ -198,7 +204,7 @@ unsafe extern "C-unwind" fn is_stopped(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `behind_stuck()` → how many jobs are in progress on workers that are stuck in C, besides those that these are stuck in
+/// `behind_stuck()` → how many jobs are in progress on workers that are stuck in C
 unsafe extern "C-unwind" fn behind_stuck(state: *mut lua_State) -> c_int {
     let count: u64 = registry::all().iter().map(|pool| pool.behind_stuck()).sum();
     // SAFETY: a C function of ours.

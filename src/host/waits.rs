@@ -22,7 +22,6 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"timer", timer),
     (c"end_timer", end_timer),
     (c"clock", clock),
-    (c"await_room", await_room),
     (c"fd", fd),
     (c"acknowledge", acknowledge),
     (c"watch", watch),
@@ -84,19 +83,6 @@ unsafe extern "C-unwind" fn clock(state: *mut lua_State) -> c_int {
 pub(super) fn clock_begin() -> Instant {
     static BEGIN: OnceLock<Instant> = OnceLock::new();
     *BEGIN.get_or_init(Instant::now)
-}
-
-/// `await_room(pool, ticket)`
-unsafe extern "C-unwind" fn await_room(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours.
-    unsafe {
-        let vm = vm(state);
-        let ticket = ffi::lua_tonumber(state, 2) as u64;
-        if let Some(pool) = vm.pool(ffi::lua_tonumber(state, 1) as u32) {
-            pool.await_room(vm.inbox(), ticket);
-        }
-        0
-    }
 }
 
 /// `fd()` → descriptor, or nil, text

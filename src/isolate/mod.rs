@@ -88,6 +88,8 @@ pub struct Isolate {
     /// Registry references: what makes an execution's globals, and `package.loaded`.
     make: c_int,
     loaded: c_int,
+    /// Registry reference of the list of the libraries' tables.
+    all: c_int,
     /// Registry references of scripts, by the hash of their bytecode.
     scripts: FxHashMap<u128, c_int>,
     is_armed: bool,
@@ -168,6 +170,7 @@ impl Isolate {
             random: (null_mut(), Vec::new()),
             make: 0,
             loaded: 0,
+            all: 0,
             scripts: FxHashMap::default(),
             is_armed,
             is_single: true,
@@ -205,6 +208,12 @@ impl Isolate {
         limit: usize,
     ) -> (Ended, &'static CStr, bool) {
         self.notes.traceback.clear();
+        if self.memory.has_garbage() {
+            // What the last execution has left is not to count against this one.
+            // SAFETY: protected; nothing with a finalizer is left.
+            unsafe { ffi::lua_cpcall(self.state, finish, null_mut()) };
+            self.memory.settle();
+        }
         let is_armed = station.is_armed.swap(self.is_armed, Ordering::AcqRel);
         station.is_isolated.store(true, Ordering::Release);
         let outer = station.set_state(self.state.cast());
@@ -235,9 +244,13 @@ impl Isolate {
         // SAFETY: the existing field of a table, so nothing is allocated.
         let is_pristine = unsafe { self.put_loaded_back() } && self.restore() && !self.memory.is_pressed();
         if !is_pristine {
-            // What it has left with a finalizer is finished while that can be interrupted.
+            // What it has left with a finalizer is finished while that can be interrupted, also what is kept in the
+            // libraries' tables.
             // SAFETY: protected.
-            unsafe { ffi::lua_cpcall(state, finish, null_mut()) };
+            unsafe {
+                ffi::lua_cpcall(state, clear, (&raw mut *self).cast());
+                ffi::lua_cpcall(state, finish, null_mut());
+            }
         }
         station.set_state(outer);
         station.is_isolated.store(false, Ordering::Release);
@@ -288,6 +301,36 @@ impl Drop for Isolate {
     }
 }
 
+/// Empties all tables that a script can have put something into, but `package.loaded`.
+unsafe extern "C-unwind" fn clear(state: *mut lua_State) -> c_int {
+    // SAFETY: protected; the list of tables is in the registry.
+    unsafe {
+        let isolate = &*ffi::lua_touserdata(state, 1).cast::<Isolate>();
+        ffi::lua_settop(state, 0);
+        ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, isolate.all);
+        for place in 1..=ffi::lua_objlen(state, 1) as c_int {
+            ffi::lua_rawgeti_(state, 1, place);
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, isolate.loaded);
+            let is_loaded = ffi::lua_rawequal(state, 2, 3) != 0;
+            ffi::lua_settop(state, 2);
+            if is_loaded {
+                // LuaJIT needs the FFI's table for the finalizers of FFI objects.
+                ffi::lua_settop(state, 1);
+                continue;
+            }
+            ffi::lua_pushnil(state);
+            while ffi::lua_next(state, 2) != 0 {
+                ffi::lua_settop(state, 3);
+                ffi::lua_pushvalue(state, 3);
+                ffi::lua_pushnil(state);
+                ffi::lua_rawset(state, 2);
+            }
+            ffi::lua_settop(state, 1);
+        }
+    }
+    0
+}
+
 /// Collects all garbage, with its finalizers.
 unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
     // SAFETY: protected.
@@ -321,6 +364,8 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         let random = ffi::lua_touserdata(state, 3).cast::<u8>();
         ffi::lua_pushvalue(state, 2);
         isolate.make = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+        ffi::lua_pushvalue(state, 1);
+        isolate.all = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
         ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
         isolate.loaded = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
         isolate.functions = Some(Functions::new(state));
@@ -549,7 +594,27 @@ unsafe extern "C-unwind" fn guard_of_environments(state: *mut lua_State) -> c_in
             ffi::lua_pushnumber(state, level + 1.0);
             ffi::lua_replace(state, 1);
         }
-        pass(state, kind == ffi::LUA_TFUNCTION)
+        pass(state, kind == ffi::LUA_TFUNCTION || kind == ffi::LUA_TNUMBER && level >= 1.0 && is_librarys(state, level as c_int))
+    }
+}
+
+/// Whether the function at a level above the guard is one of the libraries' that are written in Lua, or may be.
+///
+/// # Safety
+/// In a guard.
+unsafe fn is_librarys(state: *mut lua_State, level: c_int) -> bool {
+    // SAFETY: a record of ours.
+    unsafe {
+        let mut at: ffi::lua_Debug = std::mem::zeroed();
+        if ffi::lua_getstack(state, level, &raw mut at) == 0
+            || ffi::lua_getinfo(state, c"S".as_ptr(), &raw mut at) == 0
+            || at.source.is_null()
+        {
+            return true;
+        }
+        // LuaJIT names them so; a script that was stripped has no name.
+        let name = CStr::from_ptr(at.short_src.as_ptr()).to_bytes();
+        name.starts_with(b"[builtin:") || CStr::from_ptr(at.source).to_bytes() == b"=?"
     }
 }
 

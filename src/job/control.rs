@@ -96,6 +96,8 @@ pub struct Control {
     submitted: Instant,
     begun: OnceLock<Instant>,
     deadline: Option<(Instant, Duration)>,
+    /// A completion runs where the job does: it is what gets the outcome, so a worker has to begin with the job.
+    completes: bool,
     id: u64,
     pool: Arc<str>,
     name: Option<Arc<str>>,
@@ -124,6 +126,7 @@ impl Control {
     /// For a parcel that is about to be queued. `timeout` is counted from `submitted`.
     pub fn new(
         parcel: &Parcel,
+        completes: bool,
         pool: &Arc<str>,
         keeper: Weak<dyn Keeper>,
         submitted: Instant,
@@ -146,6 +149,7 @@ impl Control {
             submitted,
             begun: OnceLock::new(),
             deadline: timeout.and_then(|timeout| Some((submitted.checked_add(timeout)?, timeout))),
+            completes,
             id: parcel.id,
             pool: Arc::clone(pool),
             name: parcel.name.clone(),
@@ -210,7 +214,7 @@ impl Control {
     /// A worker begins with it: false if it need not, because it has been ended or its time is over.
     pub fn begin(&self, station: &Arc<Station>, slot: usize) -> bool {
         let now = Instant::now();
-        if self.deadline().is_some_and(|deadline| deadline <= now) {
+        if self.stop().is_none() && self.deadline().is_some_and(|deadline| deadline <= now) {
             // Whoever sees that first ends it.
             return false;
         }
@@ -273,6 +277,8 @@ impl Control {
         match &inner.state {
             State::Ended => Todo::Nothing,
             State::Running(station, slot) => Todo::Running(Arc::clone(station), *slot),
+            // Whoever begins with it sees that it is to be stopped.
+            State::Queued if self.completes => Todo::Nothing,
             State::Queued => {
                 let was_counted = std::mem::take(&mut inner.is_counted);
                 let job = self.end(&mut inner);
@@ -286,9 +292,13 @@ impl Control {
         }
     }
 
-    /// Ends it in its worker's place, which has not done so: its outcome, if it is running and to be stopped.
-    pub fn take_over(&self) -> Option<Job> {
+    /// Ends it in its worker's place, which has not done so: its outcome, if it is running and to be stopped. One with a
+    /// completion is ended by its worker, unless that is `dead`.
+    pub fn take_over(&self, dead: bool) -> Option<Job> {
         let mut inner = self.inner.lock();
+        if self.completes && !dead {
+            return None;
+        }
         if matches!(inner.state, State::Running(..)) { self.end(&mut inner) } else { None }
     }
 
@@ -360,7 +370,7 @@ mod tests {
         let inbox = Inbox::new(Mailbox::new(Waker::for_this_thread()));
         let parcel = Parcel { id: 7, ticket: 5, reply: Some(Arc::clone(&inbox)), ..Parcel::default() };
         let pool: Arc<str> = "p".into();
-        let control = Control::new(&parcel, &pool, Arc::downgrade(&keeper), Instant::now(), timeout);
+        let control = Control::new(&parcel, false, &pool, Arc::downgrade(&keeper), Instant::now(), timeout);
         Setting { queue, inbox, station: Station::new(pool, 0, Arc::downgrade(&keeper)), control }
     }
 
@@ -386,13 +396,13 @@ mod tests {
         assert!(control.leave_queue() && control.begin(&station, 3));
         let (found, slot) = request(&control, Cause::Cancelled("".into())).expect("it runs");
         assert!(Arc::ptr_eq(&found, &station) && slot == 3);
-        assert!(control.take_over().is_some_and(|job| job.value.early && job.value.ticket == 5));
-        assert!(control.take_over().is_none() && !control.finish());
+        assert!(control.take_over(false).is_some_and(|job| job.value.early && job.value.ticket == 5));
+        assert!(control.take_over(false).is_none() && !control.finish());
         assert_eq!((outcomes(&inbox), queue.0.load(Ordering::Relaxed)), (vec![], 0));
 
         let Setting { station, control, .. } = setting(None);
         assert!(control.begin(&station, 0) && control.finish());
-        assert!(request(&control, Cause::Timeout).is_none() && control.take_over().is_none());
+        assert!(request(&control, Cause::Timeout).is_none() && control.take_over(true).is_none());
     }
 
     #[test]

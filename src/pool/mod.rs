@@ -198,6 +198,21 @@ impl Pool {
         }
     }
 
+    /// A caller waits for room no longer. If it has been signalled, and is `gone` without using that, the next one is.
+    pub fn leave_room(&self, inbox: &Arc<Inbox>, ticket: u64, gone: bool) {
+        let mut waiters = self.waiters.lock();
+        let place = waiters.iter().position(|(other, its)| Arc::ptr_eq(other, inbox) && *its == ticket);
+        if let Some(place) = place {
+            waiters.remove(place);
+            self.has_waiters.store(!waiters.is_empty(), Ordering::SeqCst);
+            return;
+        }
+        drop(waiters);
+        if gone && self.queued.load(Ordering::SeqCst) < self.config.backlog {
+            self.release_waiters(1);
+        }
+    }
+
     fn release_waiters(&self, most: usize) {
         let mut released = 0;
         while released < most {
@@ -290,6 +305,9 @@ impl Pool {
                 seats.push(None);
             }
             let station = Station::new(Arc::clone(&self.config.name), index, Arc::downgrade(&keeper));
+            if self.dropping.load(Ordering::Acquire) {
+                station.stop_all(self.end());
+            }
             let seat = Arc::new(Seat {
                 theirs: own.theirs(),
                 station: Arc::clone(&station),
@@ -342,12 +360,22 @@ impl Pool {
     pub fn fail_queued(&self, kind: &str, text: &str, traceback: &str) {
         let seats: Vec<_> = self.seats.read().iter().flatten().cloned().collect();
         let spare = Own::new();
-        for _ in 0..self.queued() {
+        let mut left = self.queued();
+        loop {
             let job = self.queues.steal().or_else(|| spare.pop_batch());
             let Some(job) = job.or_else(|| seats.iter().find_map(|seat| seat.theirs.steal_into(&spare, Rank::Ordinary))) else {
                 return;
             };
+            // One that was ended in the queue does not count.
+            if job.value.control.as_ref().is_some_and(|control| control.has_ended()) {
+                continue;
+            }
+            if left == 0 {
+                self.queues.push(job);
+                break;
+            }
             self.took(&job);
+            left -= 1;
             fail(job, &self.config.name, kind, text, traceback);
         }
         // What a batch brought along, and is not to fail.
@@ -430,20 +458,26 @@ impl Pool {
         )
     }
 
+    /// Why its jobs are stopped when it ends.
+    fn end(&self) -> Stop {
+        let text = format!("msys: {}", Error::PoolShutDown(self.config.name.to_string()));
+        Stop { kind: "shutdown", text: text.into() }
+    }
+
     /// Stops the jobs in progress, whatever they do.
     pub fn stop_jobs(&self) {
-        let text: Arc<str> = format!("msys: {}", Error::PoolShutDown(self.config.name.to_string())).into();
+        let stop = self.end();
         let stations: Vec<_> = self.seats.read().iter().flatten().map(|seat| Arc::clone(&seat.station)).collect();
         for station in stations {
-            reaper::stop_all(&station, Stop { kind: "shutdown", text: Arc::clone(&text) });
+            reaper::stop_all(&station, stop.clone());
         }
     }
 
-    /// Jobs in progress on workers that are stuck in C, but for those that these are stuck in.
+    /// Jobs in progress on workers that are stuck in C.
     pub fn behind_stuck(&self) -> u64 {
         let seats = self.seats.read();
         let stuck = seats.iter().flatten().filter(|seat| seat.abandoned.load(Ordering::Acquire));
-        stuck.map(|seat| seat.stats.running.load(Ordering::Relaxed).saturating_sub(1)).sum()
+        stuck.map(|seat| seat.stats.running.load(Ordering::Relaxed)).sum()
     }
 
     /// Sets how many workers it may have; superfluous ones end when they have no session.

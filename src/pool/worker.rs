@@ -175,8 +175,12 @@ impl Worker {
         if sleep.searchers() == 1 && waker::core_is_free() {
             for _ in 0..SPINS {
                 std::hint::spin_loop();
-                if !inbox.mailbox.is_empty() || inbox.mailbox.waker().is_notified() {
+                if !inbox.mailbox.is_empty() {
                     return Turn::Again;
+                }
+                // What it was woken for may be done already: the wait below takes that in, and ends at once.
+                if inbox.mailbox.waker().is_notified() {
+                    break;
                 }
                 if !self.pool.queues.is_empty() {
                     if least == Rank::Ordinary {
@@ -260,6 +264,8 @@ impl Worker {
     /// The job that it was stuck in has ended.
     pub fn returned(&self) {
         self.pool.returned(&self.seat);
+        // It has the lowest priority, which not everyone may take back: so another takes its place.
+        self.retire();
         self.seat.station.is_abandoned.store(false, Ordering::Release);
     }
 
