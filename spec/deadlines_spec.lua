@@ -588,7 +588,8 @@ describe("a stop does not lose", function()
       local outcomes, began = {}, thread.counter()
       local function run(options, fn)
         msys.spawn(function()
-          outcomes[#outcomes + 1] = { msys.runInPool(pool, fn, options) }
+          local outcome = { msys.runInPool(pool, fn, options) }
+          outcomes[#outcomes + 1] = outcome
         end)
       end
       run({ timeout = 0.3 }, function()

@@ -139,9 +139,9 @@ local function finish(flags, slot, ok, ...)
     local size = native_finish(slot, bor(flags, MEASURE), ok, ...)
     text = too_large(value, size, slot, pool, ...)
   else
-    text = reason == "change" and unsendable_change(value, why, slot) or tostring(value)
+    text = reason == "change" and unsendable_change(value, why, slot) or scheduler.text_of(value)
   end
-  local kind = tostring(value) == "not enough memory" and "memory" or "unsendable"
+  local kind = value == "not enough memory" and "memory" or "unsendable"
   local info = { kind = kind, pool = pool, job = id, name = name, traceback = old and old.traceback or text }
   return finish(next_flags, slot, false, text, info)
 end
@@ -156,7 +156,7 @@ local function report(err, info)
     sent, reason, value, why = native.report(slot, true, false, err, info)
   end
   if not sent then
-    local text = reason == "refused" and unsendable(value, why, false, err) or tostring(value)
+    local text = reason == "refused" and unsendable(value, why, false, err) or scheduler.text_of(value)
     native.report(slot, true, false, text, { kind = "unsendable", traceback = info.traceback or text })
   end
 end
