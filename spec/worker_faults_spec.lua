@@ -40,7 +40,7 @@ local unmade = {
       return ffi.metatype("struct { void *p; }", { __tostring = function() error "boom" end })()
     ]],
     kind = "unsendable",
-    text = "msys.runInPool: the job's outcome cannot be sent: ",
+    text = "msys.runInPool: cannot send result 1",
   },
   {
     what = "an error value whose __tostring raises",
@@ -49,7 +49,7 @@ local unmade = {
       error(ffi.metatype("struct { void *p; }", { __tostring = function() error "boom" end })())
     ]],
     kind = "unsendable",
-    text = "msys.runInPool: the job's outcome cannot be sent: ",
+    text = "msys.runInPool: cannot send the error value",
   },
   {
     what = "an error value whose __name is no text",

@@ -47,6 +47,7 @@ local POLL_MOST = 1000
 ---@field ticket? integer  what it waits for, or last did
 ---@field pumping? integer  the ticket of the pump that it is in
 ---@field stop? { text: string, kind: string }  why its waits end at once
+---@field completion? function  of the job that it is
 
 ---@type msys.Session?
 local current
@@ -854,6 +855,7 @@ function scheduler.drain()
   if native.is_interrupted() or left_loop then return say_dropped "interrupted" end
   ---@type string?
   local why
+  ---@async
   local function watch()
     local began, is_silent = scheduler.now(), true
     while true do

@@ -594,7 +594,7 @@ unsafe extern "C-unwind" fn guard_of_environments(state: *mut lua_State) -> c_in
             ffi::lua_pushnumber(state, level + 1.0);
             ffi::lua_replace(state, 1);
         }
-        pass(state, kind == ffi::LUA_TFUNCTION || kind == ffi::LUA_TNUMBER && level >= 1.0 && is_librarys(state, level as c_int))
+        pass(state, kind == ffi::LUA_TFUNCTION || kind == ffi::LUA_TNUMBER && level >= 1.0 && is_of_library(state, level as c_int))
     }
 }
 
@@ -602,7 +602,7 @@ unsafe extern "C-unwind" fn guard_of_environments(state: *mut lua_State) -> c_in
 ///
 /// # Safety
 /// In a guard.
-unsafe fn is_librarys(state: *mut lua_State, level: c_int) -> bool {
+unsafe fn is_of_library(state: *mut lua_State, level: c_int) -> bool {
     // SAFETY: a record of ours.
     unsafe {
         let mut at: ffi::lua_Debug = std::mem::zeroed();
