@@ -256,16 +256,22 @@ fn signal() -> Option<c_int> {
     })
 }
 
-/// Makes the calling thread, a worker's, one that can be interrupted; in no code of these modules.
-pub fn enter(station: &Arc<Station>, modules: impl Iterator<Item = &'static str>) {
-    OURS.get_or_init(|| modules.map(|name| format!("=[{name}]").into_bytes()).collect());
-    STATION.set(Arc::as_ptr(station));
+/// What is done once in a process, by its first host and before there is a worker: a fork must not find another thread
+/// in the middle of it. No code of these modules will be interrupted.
+pub fn prepare(modules: impl Iterator<Item = &'static str>) {
     static AT_FORK: OnceLock<()> = OnceLock::new();
+    OURS.get_or_init(|| modules.map(|name| format!("=[{name}]").into_bytes()).collect());
     AT_FORK.get_or_init(|| {
         // SAFETY: functions without captures, in a module that is never unloaded.
         unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) };
     });
     reaper::use_means(MEANS);
+    let _ = signal();
+}
+
+/// Makes the calling thread, a worker's, one that can be interrupted.
+pub fn enter(station: &Arc<Station>) {
+    STATION.set(Arc::as_ptr(station));
     let Some(signal) = signal() else { return };
     // SAFETY: a set of ours.
     unsafe {

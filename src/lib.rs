@@ -28,5 +28,6 @@ without_loom! { origin functions encode decode changes interrupt isolate vm host
 #[cfg(all(feature = "module", not(loom)))]
 #[mlua::lua_module(name = "msys_native")]
 fn native(lua: &mlua::Lua) -> mlua::Result<mlua::Table> {
+    worker::prepare();
     host::open_host(lua, worker::run)
 }

@@ -46,9 +46,14 @@ pub struct Means {
 
 static MEANS: OnceLock<Means> = OnceLock::new();
 
-/// The first worker says how it is to be interrupted.
+/// Says how workers are interrupted, before there is one.
 pub fn use_means(means: Means) {
+    static AT_FORK: OnceLock<()> = OnceLock::new();
     MEANS.get_or_init(|| means);
+    AT_FORK.get_or_init(|| {
+        // SAFETY: functions without captures, in a module that is never unloaded.
+        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child)) };
+    });
 }
 
 /// How long a worker has to deliver the outcome of a stopped job itself.
@@ -137,11 +142,6 @@ static CHANGED: Condvar = Condvar::new();
 
 /// The queue, with a thread that sees to it, if the system gives one.
 fn queue() -> MutexGuard<'static, Option<Queue>> {
-    static AT_FORK: OnceLock<()> = OnceLock::new();
-    AT_FORK.get_or_init(|| {
-        // SAFETY: functions without captures, in a module that is never unloaded.
-        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork_in_parent), Some(after_fork_in_child)) };
-    });
     let mut guard = QUEUE.lock();
     let queue = guard.get_or_insert_with(Queue::new);
     queue.rests = false;

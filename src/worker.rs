@@ -45,12 +45,17 @@ const FACE: &[(&str, &str)] = &[
     ("msys.workers", include_str!("../lua/msys/workers.lua")),
 ];
 
+/// What a process's first host does before there is a worker.
+pub fn prepare() {
+    interrupt::prepare(FACE.iter().map(|(name, _)| *name));
+}
+
 /// What a worker's thread does, from its VM's start to its end.
 pub fn run(worker: Worker) {
     let inbox = Inbox::new(Mailbox::new(Waker::for_this_thread()));
     worker.register(Arc::clone(&inbox));
     let station = Arc::clone(worker.station());
-    interrupt::enter(&station, FACE.iter().map(|(name, _)| *name));
+    interrupt::enter(&station);
     worker.enter_lua();
     // SAFETY: no preconditions.
     let state = unsafe { ffi::luaL_newstate() };
