@@ -151,6 +151,19 @@ end
 
 local pools = 0
 
+--- Runs `fn(pool)`, and shuts the pool down.
+local function with(pool, fn)
+  local function finish(ok, ...)
+    pool:shutdown { drop = not ok }
+    if not ok then error((...), 0) end
+    return ...
+  end
+  return finish(xpcall(fn, function(err)
+    -- busted tells failures from errors by tables, which stay as they are.
+    return type(err) == "string" and debug.traceback(err, 2) or err
+  end, pool))
+end
+
 --- Runs `fn` with a pool of its own, which is shut down afterwards, also when `fn` fails.
 ---@param options? table  for `msys.threadpool.create`; a name is found where none is given
 ---@param fn fun(pool: msys.Pool): ...
@@ -163,16 +176,16 @@ function helper.with_pool(options, fn)
   pools = pools + 1
   all.name = all.name or ("spec-%d"):format(pools)
   all.concurrency = all.concurrency or 1
-  local pool = msys.threadpool.create(all)
-  local function finish(ok, ...)
-    pool:shutdown { drop = not ok }
-    if not ok then error((...), 0) end
-    return ...
-  end
-  return finish(xpcall(fn, function(err)
-    -- busted tells failures from errors by tables, which stay as they are.
-    return type(err) == "string" and debug.traceback(err, 2) or err
-  end, pool))
+  return with(msys.threadpool.create(all), fn)
+end
+
+--- Runs `fn` with a pool of isolated workers, which is shut down afterwards, also when `fn` fails.
+---@param count integer
+---@param options? table  for `msys.workers.newPool`
+---@param fn fun(pool: msys.IsolatedPool): ...
+---@return any ...
+function helper.with_workers(count, options, fn)
+  return with(assert(msys.workers.newPool(count, options)), fn)
 end
 
 --- Runs `fn(a, b)` with two pools like `options`.

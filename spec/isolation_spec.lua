@@ -149,14 +149,7 @@ local ATTACKS = {
 local probe = assert(workers.compile(PROBE, "probe"))
 
 local function with_workers(options, fn)
-  local pool = assert(workers.newPool(1, options))
-  local ok, err = xpcall(function()
-    return fn(pool)
-  end, function(err)
-    return type(err) == "string" and debug.traceback(err, 2) or err
-  end)
-  pool:shutdown { drop = not ok }
-  if not ok then error(err, 0) end
+  return helper.with_workers(1, options, fn)
 end
 
 local function world(pool)

@@ -6,17 +6,7 @@ local msys = require "msys"
 local describe, it, _, after_each, assert = helper.busted()
 local workers = msys.workers
 
---- Runs `fn` with an isolated pool, which is shut down afterwards.
-local function with_workers(count, options, fn)
-  local pool = assert(workers.newPool(count, options))
-  local ok, err = xpcall(function()
-    fn(pool)
-  end, function(err)
-    return type(err) == "string" and debug.traceback(err, 2) or err
-  end)
-  pool:shutdown { drop = not ok }
-  if not ok then error(err, 0) end
-end
+local with_workers = helper.with_workers
 
 local function compile(source, name)
   return assert(workers.compile(source, name))

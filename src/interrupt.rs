@@ -123,8 +123,8 @@ impl Profiler {
         let mut profiler = Self { start, end, dummy, handler: libc::SIG_DFL, is_open: false };
         // Its handler is what changes when it begins.
         let before = disposition(libc::SIGPROF).sa_sigaction;
-        let during = profiler.begin(dummy, null_mut());
-        profiler.finish(dummy);
+        let during = profiler.begin();
+        profiler.finish();
         if during == before || during == libc::SIG_DFL || during == libc::SIG_IGN {
             // The host has it; which is not known to be over.
             // SAFETY: nobody else has it.
@@ -163,16 +163,16 @@ impl Profiler {
         }
     }
 
-    /// Begins it for a VM, if nobody has it; gives the handler that is set then.
-    fn begin(&self, state: *mut lua_State, data: *mut c_void) -> libc::sighandler_t {
+    /// Begins it for the dummy, if nobody has it; gives the handler that is set then.
+    fn begin(&self) -> libc::sighandler_t {
         // SAFETY: a live VM, of which only the address is used. The interval is a million milliseconds of CPU time.
-        Self::aside(|| unsafe { (self.start)(state, c"i1000000".as_ptr(), interrupted, data) })
+        Self::aside(|| unsafe { (self.start)(self.dummy, c"i1000000".as_ptr(), interrupted, null_mut()) })
     }
 
-    /// Ends it, if this VM has it. On the thread of the VM.
-    fn finish(&self, state: *mut lua_State) {
-        // SAFETY: a live VM of this thread, which runs no compiled code now.
-        let _ = Self::aside(|| unsafe { (self.end)(state) });
+    /// Ends it, if the dummy has it.
+    fn finish(&self) {
+        // SAFETY: a live VM, which runs nothing.
+        let _ = Self::aside(|| unsafe { (self.end)(self.dummy) });
     }
 
     /// Whether the host has it.
@@ -182,13 +182,13 @@ impl Profiler {
 
     /// See [`arm`].
     fn arm(&self, state: *mut lua_State) -> bool {
-        if !self.is_open && (self.is_hosts() || self.begin(self.dummy, null_mut()) != self.handler) {
+        if !self.is_open && (self.is_hosts() || self.begin() != self.handler) {
             return false;
         }
         // SAFETY: a live VM of this thread. Refused, since the dummy has it.
         unsafe { (self.start)(state, c"l".as_ptr(), interrupted, null_mut()) };
         if !self.is_open {
-            self.finish(self.dummy);
+            self.finish();
         }
         true
     }
@@ -465,18 +465,15 @@ unsafe extern "C-unwind" fn interrupted(_: *mut c_void, state: *mut lua_State, _
     }
 }
 
-/// From now on guards may be made to fail: false if not, because the host has the profiler, or there is none. For the
-/// reaper's thread.
-fn open() -> bool {
-    if IS_OPEN.load(Ordering::Relaxed) {
-        return true;
+/// From now on guards may be made to fail; not where the host has the profiler, or there is none. For the reaper's
+/// thread.
+fn open() {
+    if !IS_OPEN.load(Ordering::Relaxed) {
+        with_profiler(|profiler| {
+            profiler.is_open = !profiler.is_hosts() && profiler.begin() == profiler.handler;
+            IS_OPEN.store(profiler.is_open, Ordering::Release);
+        });
     }
-    let opened = with_profiler(|profiler| {
-        profiler.is_open = !profiler.is_hosts() && profiler.begin(profiler.dummy, null_mut()) == profiler.handler;
-        IS_OPEN.store(profiler.is_open, Ordering::Release);
-        profiler.is_open
-    });
-    opened.unwrap_or_default()
 }
 
 /// Ends what [`open`] has begun. A guard that has been made to fail calls our callback all the same, if the host does
@@ -484,18 +481,19 @@ fn open() -> bool {
 fn close() {
     if IS_OPEN.swap(false, Ordering::AcqRel) {
         with_profiler(|profiler| {
-            profiler.finish(profiler.dummy);
+            profiler.finish();
             profiler.is_open = false;
         });
     }
 }
 
-/// Sends the signal; whether there is a thread that gets it.
-fn probe(station: &Station) -> bool {
-    let (tid, Some(signal)) = (station.tid(), signal()) else { return false };
+/// Sends the signal, if the thread has begun.
+fn probe(station: &Station) {
     // By number: that of a thread which has just ended is nobody's, or that of one which has no station.
-    // SAFETY: no pointers.
-    tid != 0 && unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, signal) } == 0
+    if let (1.., Some(signal)) = (station.tid(), signal()) {
+        // SAFETY: no pointers.
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), station.tid(), signal) };
+    }
 }
 
 /// After a job that was to be stopped, or was taken for it: no hook is left, nor what else was asked of the VM.

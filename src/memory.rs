@@ -89,6 +89,14 @@ impl Memory {
         });
         // SAFETY: the function is for this data; what was allocated before is freed by the same inner allocator.
         unsafe { ffi::lua_setallocf(state, allocate, Rc::as_ptr(&memory).cast_mut().cast()) };
+        if limit != usize::MAX {
+            // Garbage counts, and LuaJIT does not collect it when memory runs out: so it is not let grow.
+            // SAFETY: sets two numbers.
+            unsafe {
+                ffi::lua_gc(state, ffi::LUA_GCSETPAUSE, 100);
+                ffi::lua_gc(state, ffi::LUA_GCSETSTEPMUL, 400);
+            }
+        }
         memory
     }
 

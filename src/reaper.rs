@@ -34,14 +34,14 @@ use crate::{
 /// How running code is stopped; see `interrupt`.
 #[derive(Clone, Copy, Debug)]
 pub struct Means {
-    /// Compiled code may be left from now on; whether it can.
-    pub open: fn() -> bool,
+    /// Compiled code may be left from now on, where it can.
+    pub open: fn(),
     /// Not any more.
     pub close: fn(),
     /// Finds out where compiled code may be.
     pub learn_areas: fn(),
-    /// Sends the signal; whether there is a thread that gets it.
-    pub probe: fn(&Station) -> bool,
+    /// Sends the signal.
+    pub probe: fn(&Station),
 }
 
 static MEANS: OnceLock<Means> = OnceLock::new();
@@ -107,7 +107,6 @@ enum Target {
 struct Stopping {
     target: Target,
     station: Arc<Station>,
-    slot: usize,
     since: Instant,
     next: Instant,
     interval: Duration,
@@ -135,6 +134,11 @@ impl Queue {
     const fn new() -> Self {
         Self { timed: BinaryHeap::new(), purge: FEW, new: Vec::new(), until: None, runs: false, rests: false }
     }
+
+    /// Forgets jobs that have ended before their time.
+    fn sort_out(&mut self) {
+        self.timed.retain(|Reverse(Timed(_, control))| !control.has_ended());
+    }
 }
 
 static QUEUE: Mutex<Option<Queue>> = Mutex::new(None);
@@ -158,7 +162,7 @@ pub fn watch(control: &Arc<Control>) {
     let mut guard = queue();
     let Some(queue) = guard.as_mut() else { return };
     if queue.timed.len() >= queue.purge {
-        queue.timed.retain(|Reverse(Timed(_, control))| !control.has_ended());
+        queue.sort_out();
         queue.purge = FEW.max(2 * queue.timed.len());
     }
     queue.timed.push(Reverse(Timed(deadline, Arc::clone(control))));
@@ -180,7 +184,7 @@ pub fn stop(control: &Arc<Control>, cause: Cause) -> bool {
     while let Some((control, cause)) = all.pop() {
         if let Some((station, slot)) = job::request(&control, cause) {
             station.post_stop(&control, slot);
-            push(Target::Job(Arc::clone(&control)), station, slot);
+            push(Target::Job(Arc::clone(&control)), station);
         }
         if let Some(stop) = control.stop() {
             all.extend(control.children().into_iter().map(|child| (child, Cause::Parent(stop.clone()))));
@@ -197,7 +201,7 @@ pub fn stop_all(station: &Arc<Station>, stop: Stop) {
     station.stop_all(stop);
     // One that is not in Lua sees it when it enters a job's code; see `Station::enter`.
     if station.inside.is_inside() {
-        push(Target::All, Arc::clone(station), 0);
+        push(Target::All, Arc::clone(station));
     }
 }
 
@@ -216,9 +220,9 @@ pub fn rest() {
     }
 }
 
-fn push(target: Target, station: Arc<Station>, slot: usize) {
+fn push(target: Target, station: Arc<Station>) {
     let now = Instant::now();
-    let stopping = Stopping { target, station, slot, since: now, next: now, interval: FIRST, used: None, answered: 0 };
+    let stopping = Stopping { target, station, since: now, next: now, interval: FIRST, used: None, answered: 0 };
     let mut guard = queue();
     if let Some(queue) = guard.as_mut() {
         queue.new.push(stopping);
@@ -260,7 +264,7 @@ fn run() {
         guard = QUEUE.lock();
         let Some(queue) = guard.as_mut() else { return };
         if queue.rests && all.is_empty() && queue.new.is_empty() {
-            queue.timed.retain(|Reverse(Timed(_, control))| !control.has_ended());
+            queue.sort_out();
             if queue.timed.is_empty() {
                 queue.runs = false;
                 drop(guard);
@@ -397,14 +401,13 @@ impl Stopping {
             std::thread::yield_now();
         }
         waker::died_awake();
-        let slot = self.slot;
         let text = match &self.target {
             Target::Job(control) => format!(
                 "msys: the worker of pool '{}' was ended, because job {} could not be stopped in any other way",
                 self.station.pool,
                 control.id()
             ),
-            Target::All => format!("msys: the worker of pool '{}' was ended (slot {slot})", self.station.pool),
+            Target::All => format!("msys: the worker of pool '{}' was ended", self.station.pool),
         };
         if let Target::Job(control) = &self.target
             && let Some(job) = control.take_over(true)

@@ -68,14 +68,6 @@ pub fn run(worker: Worker) {
     let limit = pool.config.memory_limit;
     // SAFETY: a new state of this thread; removed before it is closed.
     let memory = unsafe { Memory::install(state, limit) };
-    if limit != usize::MAX {
-        // Garbage counts, and LuaJIT does not collect it when memory runs out: so it is not let grow.
-        // SAFETY: as above.
-        unsafe {
-            ffi::lua_gc(state, ffi::LUA_GCSETPAUSE, 100);
-            ffi::lua_gc(state, ffi::LUA_GCSETSTEPMUL, 400);
-        }
-    }
     if pool.config.interruptible {
         // SAFETY: a new state of this thread.
         station.is_armed.store(unsafe { interrupt::arm(state) }, Ordering::Release);

@@ -321,15 +321,19 @@ local function resumed(session, previous, depth, ok, tag)
   end
 end
 
---- Resumes one that has not just been begun.
-local function resume(session, ...)
+local function switch_to(session, ...)
   local previous = current
   session_in_hand = session
-  if is_worker then enter(session.slot or -1) end
   current = session
   owner.session = session.number or 0
   set_tls(session)
   return resumed(session, previous, pumps, co_resume(session.co, ...))
+end
+
+--- Resumes one that has not just been begun.
+local function resume(session, ...)
+  if is_worker then enter(session.slot or -1) end
+  return switch_to(session, ...)
 end
 
 local function serve_one(run, ...)
@@ -360,12 +364,7 @@ end
 --- Runs `run(...)` as a new session, now.
 ---@param run async fun(...: any)
 function scheduler.start(run, ...)
-  local session, previous = take_session(), current
-  session_in_hand = session
-  current = session
-  owner.session = session.number or 0
-  set_tls(session)
-  return resumed(session, previous, pumps, co_resume(session.co, run, ...))
+  return switch_to(take_session(), run, ...)
 end
 
 --- Notes an error that a session let through: whether that is Ctrl-C, which is meant for the program, so that its exit

@@ -152,13 +152,6 @@ impl Isolate {
         }
         // SAFETY: a new state of this thread; `drop` removes it.
         let memory = unsafe { Memory::install(state, limit) };
-        if limit != usize::MAX {
-            // SAFETY: as above. See `worker`.
-            unsafe {
-                ffi::lua_gc(state, ffi::LUA_GCSETPAUSE, 100);
-                ffi::lua_gc(state, ffi::LUA_GCSETSTEPMUL, 400);
-            }
-        }
         // SAFETY: nothing runs in it.
         let is_armed = arms && unsafe { interrupt::arm(state) };
         let mut isolate = Box::new(Self {
