@@ -421,6 +421,58 @@ describe("Ctrl-C", function()
       msys.run()
     ]],
   }
+  -- In the midst of what is done for nobody in particular.
+  local RAISED = [[
+    local ffi = require "ffi"
+    ffi.cdef "int raise(int signal);"
+    -- Not compiled, so that the interpreter has a next instruction.
+    jit.off()
+    for i = 1, 3 do msys.spawn(function() while true do msys.sleep(0.01) end end) end
+  ]]
+  local raised_cases = {
+    ["the handler of msys.onError"] = [[
+      msys.onError(function() ffi.C.raise(2) local handled = true end)
+      msys.runInPool("CPU", function() error "the job's" end, true)
+      msys.run()
+    ]],
+    ["that handler, called by msys.poll"] = [[
+      msys.onError(function() ffi.C.raise(2) local handled = true end)
+      msys.runInPool("CPU", function() error "the job's" end, true)
+      while true do msys.poll() end
+    ]],
+    ["a module that msys requires for an outcome"] = [[
+      package.preload.raising = function() ffi.C.raise(2) return {} end
+      msys.runInPool("CPU", function()
+        local thing = setmetatable({}, { __msys_pack = function() return 1, "raising" end })
+        return thing
+      end)
+    ]],
+    -- A call hook can raise where C code of msys's is about to begin, which Ctrl-C does if it comes shortly before.
+    ["the decoding of a report"] = [[
+      local known = {}
+      for _, module in pairs(package.loaded) do
+        for _, value in pairs(type(module) == "table" and module or {}) do known[value] = true end
+      end
+      msys.onError(function() end)
+      msys.runInPool("CPU", function() error "the job's" end, true)
+      debug.sethook(function()
+        local info = debug.getinfo(2, "fS")
+        if info.what == "C" and not known[info.func] then
+          debug.sethook()
+          error("interrupted!", 0)
+        end
+      end, "c")
+      msys.run()
+    ]],
+  }
+  for what, script in pairs(raised_cases) do
+    it("ends a script in " .. what, function()
+      local out, err, status = helper.script('local msys = require "msys" ' .. RAISED .. script)
+      assert.same({ "", 1 }, { out, status }, err)
+      assert.matches("luajit: [^\n]*interrupted!\nstack traceback:\n", err)
+    end)
+  end
+
   for what, script in pairs(cases) do
     it("ends a script at once in " .. what, function()
       local out, err, status = run_interrupted(READY .. script, script:find "while true" and "R" or "S")

@@ -85,8 +85,9 @@ struct Decoder<'a> {
     /// How many keys have been met, and for how many there are places.
     keys: c_int,
     key_places: c_int,
-    /// A constructor is being called.
-    constructing: bool,
+    /// Lua code of ours that raises nothing is being called: a constructor, or [`inner`] itself, which a call hook may
+    /// keep from beginning.
+    harmless: bool,
     /// How many changes are to be made.
     changes: c_int,
 }
@@ -137,7 +138,7 @@ type Step<T = ()> = Result<T, Stop>;
 pub enum Raised {
     /// The message's own, or memory's.
     Error,
-    /// A hook's, in Lua code of ours that raises nothing: for whoever waits for the hook, such as the user at the
+    /// A hook's, where nothing of ours raises: for whoever waits for the hook, such as the user at the
     /// keyboard.
     Hook,
 }
@@ -172,7 +173,7 @@ pub unsafe fn decode(
         ordinals: 0,
         keys: 0,
         key_places: 0,
-        constructing: false,
+        harmless: true,
         changes: 0,
     };
     // SAFETY: pushes within the promised slots, neither of which allocates; the decoder outlives the protected call.
@@ -182,7 +183,7 @@ pub unsafe fn decode(
         ffi::lua_pushlightuserdata(state, (&raw mut decoder).cast());
         match ffi::lua_pcall(state, 1, ffi::LUA_MULTRET, 0) {
             ffi::LUA_OK => Ok(ffi::lua_gettop(state) - top),
-            ffi::LUA_ERRRUN if decoder.constructing => Err(Raised::Hook),
+            ffi::LUA_ERRRUN if decoder.harmless => Err(Raised::Hook),
             _ => Err(Raised::Error),
         }
     };
@@ -201,6 +202,7 @@ pub unsafe extern "C-unwind" fn inner(state: *mut lua_State) -> c_int {
     unsafe {
         let decoder = &mut *ffi::lua_touserdata(state, 1).cast::<Decoder<'_>>();
         decoder.state = state;
+        decoder.harmless = false;
         match decoder.values() {
             Ok(count) => count,
             Err(stop) => {
@@ -936,9 +938,9 @@ impl Decoder<'_> {
             for _ in 0..shape.len {
                 self.value(depth + 1)?;
             }
-            self.constructing = true;
+            self.harmless = true;
             ffi::lua_call(self.state, c_int::from(shape.len), 1);
-            self.constructing = false;
+            self.harmless = false;
             if kept {
                 let object = ffi::lua_topointer(self.state, -1);
                 if let Some(origin) = self.origin()

@@ -174,13 +174,13 @@ function msys.fd()
 end
 
 --- Prints a failure that nobody waits for.
-local function print_error(err, info)
-  local of = info.job
-      and (" in job %d%s of pool %s"):format(
-        info.job,
-        info.name and (" %q"):format(info.name) or "",
-        info.pool
-      )
+local function print_error(err, info, place)
+  local of = place
+    or info.job and (" in job %d%s of pool %s"):format(
+      info.job,
+      info.name and (" %q"):format(info.name) or "",
+      info.pool
+    )
     or ""
   local text = info.traceback or ""
   if type(err) ~= "string" then text = scheduler.text_of(err) .. text end
@@ -190,12 +190,12 @@ end
 local handler = print_error
 
 local function report(err, info)
-  local ok, fail = xpcall(handler, function(value)
-    return debug.traceback(scheduler.text_of(value), 2)
-  end, err, info)
-  if not ok then
-    print_error(err, info)
-    io.stderr:write(("msys: error in the handler of msys.onError: %s\n"):format(scheduler.text_of(fail)))
+  local ok, fail = xpcall(handler, scheduler.failure, err, info)
+  if ok then return end
+  print_error(err, info)
+  local raised, about = scheduler.explain(fail)
+  if not scheduler.caught(raised) then
+    print_error(raised, { traceback = about.traceback }, " in the handler of msys.onError")
   end
 end
 

@@ -96,7 +96,7 @@ local session_in_hand, slot_in_hand
 
 --- `scheduler.run` is at work, or was left by an error.
 local running = false
---- What Ctrl-C has raised in a session that has ended by it.
+--- What Ctrl-C has raised in a session that has ended by it, or in what was called for nobody.
 ---@type string?
 local interrupt
 
@@ -275,6 +275,15 @@ local function release_locks(session)
 end
 scheduler.release_locks = release_locks
 
+--- Raises Ctrl-C where it was noted, in what runs the loop.
+local function check_interrupt()
+  if interrupt then
+    local err = interrupt
+    interrupt = nil
+    error(err, 0)
+  end
+end
+
 local function resumed(session, previous, depth, ok, tag)
   -- One that goes on is in hand until it is in the list of those that are ready.
   if tag == WAIT or tag == DONE then
@@ -314,11 +323,7 @@ local function resumed(session, previous, depth, ok, tag)
       report(scheduler.explain(tag))
     end
   end
-  if interrupt then
-    local err = interrupt
-    interrupt = nil
-    error(err, 0)
-  end
+  check_interrupt()
 end
 
 local function switch_to(session, ...)
@@ -377,14 +382,19 @@ function scheduler.note_interrupt(err)
   return is_interrupt
 end
 
---- Reports what a session raised that nobody waits for. A host raises Ctrl-C once more, in what runs the session.
+--- Notes an error that goes no further; where that is Ctrl-C, it is raised once more, in what runs the loop.
+---@param err any
+---@return boolean
+function scheduler.caught(err)
+  local is_interrupt = scheduler.note_interrupt(err)
+  if is_interrupt then interrupt = err end
+  return is_interrupt
+end
+
+--- Reports what a session raised that nobody waits for.
 local function failed(fail)
   local err, info = scheduler.explain(fail)
-  if scheduler.note_interrupt(err) then
-    interrupt = err
-  else
-    report(err, info)
-  end
+  if not scheduler.caught(err) then report(err, info) end
 end
 
 local function run_spawned(fn, ...)
@@ -555,17 +565,22 @@ local function handle(kind, ...)
   elseif kind == REPORT then
     local _, err, info = ...
     report(err, info)
+    check_interrupt()
   elseif kind == REQUIRE then
     local name = ...
     -- If it fails, decoding the event fails, and says which module is not there.
-    if not pcall(require, name) then package.loaded[name] = nil end
+    local ok, err = pcall(require, name)
+    if not ok then package.loaded[name] = nil end
     native.module_tried(name)
+    if not ok then scheduler.caught(err) end
+    check_interrupt()
   elseif kind == FAILED then
     local ticket, err, pool, job = ...
     if ticket then
       complete(ticket, false, err, undecoded(err, pool, job))
     else
       report(err, undecoded(err, pool, job))
+      check_interrupt()
     end
   elseif kind == LOST then
     lose_everything()
