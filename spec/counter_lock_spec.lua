@@ -9,7 +9,7 @@ local thread = require "thread"
 
 local must, in_sessions = helper.must, helper.in_sessions
 
-local SESSIONS, TOTAL = 8, 100000
+local SESSIONS, TOTAL = 8, helper.times(100000)
 
 --- Runs `step` from that many jobs at once, on as many workers, so often in all.
 local function from_workers(step)

@@ -127,7 +127,7 @@ describe("a job that uses more than memory_limit", function()
 
   it("need not be the one that has left the garbage", function()
     with_pool({ memory_limit = 8 * MIB }, function(pool)
-      for _ = 1, 200 do
+      for _ = 1, helper.times(200) do
         local ok, err = msys.runInPool(pool, function()
           local list = {}
           for i = 1, 40000 do

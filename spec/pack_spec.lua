@@ -412,11 +412,11 @@ describe("an object that packs itself", function()
 end)
 
 describe(
-  "1,000 objects whose packed values are made for the message, and collected while it is encoded,",
+  "many objects whose packed values are made for the message, and collected while it is encoded,",
   function()
     after_each(helper.clean)
 
-    local COUNT = 1000
+    local COUNT = helper.times(1000)
 
     --- Objects that each pack what `make(i)` gives.
     local function objects_of(count, make)
@@ -528,7 +528,7 @@ describe(
         end,
       },
       ["functions of code of their own, which name globals"] = {
-        count = 500,
+        count = helper.times(500),
         make = function(i)
           rawset(_G, "spec_packed_" .. i, i)
           return assert(loadstring(("return spec_packed_%d"):format(i)))

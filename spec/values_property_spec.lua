@@ -7,7 +7,7 @@ local msys = require "msys"
 
 local describe, it, _, after_each, assert = helper.busted()
 
-local CASES = tonumber(os.getenv "MSYS_SPEC_CASES") or 500
+local CASES = tonumber(os.getenv "MSYS_SPEC_CASES") or helper.times(500)
 
 --- Park and Miller's generator: the same in every LuaJIT, and nobody else's.
 local function generator(seed)

@@ -147,7 +147,7 @@ describe("addresses that are used again while a message is made do not mix up", 
     for _, mode in ipairs { "k", "v", "kv" } do
       it(("a weak table's entries (%s) and packed tables, %s"):format(mode, what), function()
         with_module("spec_weak_object", function(pool, module)
-          for _ = 1, 20 do
+          for _ = 1, helper.times(20) do
             local wrong, first = way(pool, cache_and_objects(module, mode, 100, 4, true), wrong_ones)
             assert.same({ 0, nil }, { wrong, first })
           end
@@ -159,7 +159,7 @@ describe("addresses that are used again while a message is made do not mix up", 
   for _, mode in ipairs { "k", "v", "kv" } do
     it(("a weak table's entries (%s) and packed tables, in a result"):format(mode), function()
       with_module("spec_weak_object", function(pool)
-        for _ = 1, 20 do
+        for _ = 1, helper.times(20) do
           -- Garbage is collected when it is, too.
           local value = helper.must(pool, function()
             return cache_and_objects(require "spec_weak_object", mode, 300, 10, mode == "kv")
@@ -172,7 +172,7 @@ describe("addresses that are used again while a message is made do not mix up", 
 
   it("keys that were written and dropped, and new ones", function()
     with_module("spec_weak_object", function(pool, module)
-      for round = 1, 60 do
+      for round = 1, helper.times(60) do
         local old = {}
         for i = 1, 40 do
           old["old " .. round .. " " .. i] = i
@@ -205,7 +205,7 @@ describe("addresses that are used again while a message is made do not mix up", 
 
   it("functions that were written and dropped, and new ones", function()
     with_module("spec_weak_object", function(pool, module)
-      for _ = 1, 50 do
+      for _ = 1, helper.times(50) do
         local cache = setmetatable({}, { __mode = "v" })
         for i = 1, 50 do
           cache[i] = function()
@@ -245,7 +245,7 @@ describe("a weak table crosses with the entries that there are", function()
             collectgarbage()
             return { "object" }
           end
-          for round = 1, 4 do
+          for round = 1, helper.times(4) do
             local cache, kept = setmetatable({}, { __mode = mode }), {}
             for i = 1, 300 do
               local value = i % 50 == 0 and module.new(collect, i) or { i }
