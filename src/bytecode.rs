@@ -20,6 +20,12 @@
 //! three were made of its prototype; a trace that it has made by then is left at each call of another. A job's
 //! functions are made anew in each job, so [`MANY`] in the flags of their prototypes says from the beginning what would
 //! be known after the third.
+//!
+//! **Guards of loops.** In pools whose jobs can be stopped, the compiler puts a guard wherever the line changes. The end
+//! of a numeric `for` counts as the line of its `for`, so that a loop with a body of one line has two guards a round.
+//! Nothing is ever raised there: it is given the line of the instruction before, which leaves one.
+
+use std::sync::OnceLock;
 
 /// First bytes of every dump, and the one version whose layout is known here.
 const MAGIC: [u8; 3] = [0x1b, b'L', b'J'];
@@ -32,14 +38,17 @@ const FLAGS_KNOWN: u64 = 1 | 2 | 4 | 8 | 0x8000_0000;
 /// In a prototype's flags, of which it is the part that LuaJIT counts closures in: enough of them.
 const MANY: u8 = 0x60;
 
+/// The instruction that ends a numeric `for`, once a [`Template`] was read.
+static FOR_END: OnceLock<u8> = OnceLock::new();
+
 /// Lua source of a function that makes closures with `upvalues` upvalues; its dump is the donor of a factory.
 pub fn template_source(upvalues: usize) -> String {
     if upvalues == 0 {
-        return "return function() end".to_owned();
+        return "return function() for _ = 1, 1 do end end".to_owned();
     }
     let names: Vec<String> = (1..=upvalues).map(|i| format!("u{i}")).collect();
     let names = names.join(",");
-    format!("local {names} return function() {names} = {names} end")
+    format!("local {names} return function() {names} = {names} for _ = 1, 1 do end end")
 }
 
 /// The parts of a template's dump that a factory takes over.
@@ -57,6 +66,9 @@ impl Template {
     pub fn new(dump: &[u8]) -> Option<Self> {
         let parsed = Dump::parse(dump)?;
         let [child, parent] = parsed.protos.as_slice() else { return None };
+        if let [.., for_end, _return] = child.code(dump)? {
+            FOR_END.get_or_init(|| for_end[0]);
+        }
         Some(Self {
             parent: dump.get(parent.start..parent.end)?.to_vec(),
             upvalues: dump.get(child.upvalues_at..child.upvalues_at + child.upvalues_len)?.to_vec(),
@@ -83,13 +95,30 @@ impl Template {
     }
 }
 
-/// Says of all functions of a dump, which `bytes` begin with, that there are many closures of each.
+/// Says of all functions of a dump, which `bytes` begin with but for upvalues, that there are many closures of each; and
+/// gives the ends of their loops other lines.
 fn mark(dump: &Dump, bytes: &mut [u8]) {
+    let for_end = FOR_END.get().copied();
     for proto in &dump.protos {
         if let Some(flags) = bytes.get_mut(proto.flags_at) {
             *flags |= MANY;
         }
+        if let Some(for_end) = for_end {
+            move_loop_ends(proto, for_end, bytes);
+        }
     }
+}
+
+/// Gives each end of a numeric `for` the line of the instruction before it.
+fn move_loop_ends(proto: &Proto, for_end: u8, bytes: &mut [u8]) -> Option<()> {
+    let Lines { at, size } = proto.lines?;
+    for place in 1..proto.code(bytes)?.len() {
+        let line = at + place * size;
+        if proto.code(bytes)?.get(place)?[0] == for_end && line + size <= proto.end {
+            bytes.copy_within(line - size..line, line);
+        }
+    }
+    Some(())
 }
 
 /// The dump of a function of which there will be many closures, as there will be of those in it; `None` where the
@@ -119,6 +148,20 @@ pub(crate) struct Proto {
     pub(crate) upvalues_len: usize,
     /// How many constants there are that are objects; they stand behind the upvalues.
     pub(crate) constants: usize,
+    lines: Option<Lines>,
+}
+
+/// Where the lines of a prototype's instructions stand, one for each, and how many bytes each has.
+#[derive(Clone, Copy, Debug)]
+struct Lines {
+    at: usize,
+    size: usize,
+}
+
+impl Proto {
+    fn code<'a>(&self, dump: &'a [u8]) -> Option<&'a [[u8; 4]]> {
+        Some(dump.get(self.code_at..self.upvalues_at)?.as_chunks().0)
+    }
 }
 
 #[derive(Debug)]
@@ -158,6 +201,7 @@ impl Dump {
             proto.flags_at = body_at;
             proto.code_at += body_at;
             proto.upvalues_at += body_at;
+            proto.lines = proto.lines.map(|lines| Lines { at: lines.at + body_at, ..lines });
             protos.push(proto);
         }
     }
@@ -170,15 +214,22 @@ fn proto_of(at: &mut Cursor<'_>, stripped: bool) -> Option<Proto> {
     let constants = at.length()?;
     at.uleb()?; // numeric constants
     let code = at.length()?.checked_mul(4)?;
-    if !stripped && at.uleb()? != 0 {
+    let debug_len = if stripped { 0 } else { at.length()? };
+    let mut lines = None;
+    if debug_len != 0 {
         at.uleb()?; // first line
-        at.uleb()?; // number of lines
+        let size = match at.uleb()? {
+            0..=0xff => 1,
+            0x100..=0xffff => 2,
+            _ => 4,
+        };
+        lines = Some(Lines { at: at.bytes.len().checked_sub(debug_len)?, size });
     }
     let code_at = at.pos;
     at.take(code)?;
     let upvalues_at = at.pos;
     at.take(upvalues_len)?;
-    Some(Proto { start: 0, end: 0, flags_at: 0, code_at, upvalues_at, upvalues_len, constants })
+    Some(Proto { start: 0, end: 0, flags_at: 0, code_at, upvalues_at, upvalues_len, constants, lines })
 }
 
 /// A bounds-checked reader: every method gives `None` at the end of the bytes.
