@@ -141,6 +141,117 @@ describe("a job that uses more than memory_limit", function()
   end)
 end)
 
+--- Jobs whose compiled code needs more, with functions of theirs compiled into the loop.
+local COMPILED = [[
+  local ffi = require "ffi"
+  local jobs = {
+    tables = function()
+      local list = {}
+      local function make(i) return { i, { i } } end
+      local function put(to, value) to[#to + 1] = value end
+      while true do for i = 1, 100 do put(list, make(i)) end end
+    end,
+    methods = function()
+      local class = {}
+      class.__index = class
+      function class:add(x)
+        self[#self + 1] = { x = x, y = { x } }
+        return self
+      end
+      local object = setmetatable({}, class)
+      while true do object:add(1):add(2) end
+    end,
+    strings = function()
+      local list, i = {}, 0
+      local function name(n) return "item " .. n .. ("y"):rep(50) end
+      while true do i = i + 1 list[i] = name(i) end
+    end,
+    objects = function()
+      local ctype = ffi.typeof "struct { double a[8]; }"
+      local list, i = {}, 0
+      local function new() return ctype() end
+      while true do i = i + 1 list[i] = new() end
+    end,
+    integers = function()
+      local list, i = {}, 0LL
+      local function after(x) return x + 1LL end
+      while true do i = after(i) list[tonumber(i)] = i end
+    end,
+    ["a long string"] = function()
+      local text = "x"
+      local function twice(s) return s .. s end
+      while true do for _ = 1, 3 do text = twice(text) end end
+    end,
+    keys = function()
+      local set, i = {}, 0
+      local function put(key) set["k" .. key] = key end
+      while true do i = i + 1 put(i) end
+    end,
+    yields = function()
+      local list = {}
+      while true do
+        for _ = 1, 100 do list[#list + 1] = {} end
+        msys.yield()
+      end
+    end,
+    branches = function()
+      local list, i = {}, 0
+      local function one(n)
+        if n % 3 == 0 then return { n } elseif n % 3 == 1 then return { n, n } else return { { n } } end
+      end
+      local function other(n)
+        if n % 5 == 0 then return one(n + 1) end
+        local made = one(n)
+        return made
+      end
+      while true do i = i + 1 list[#list + 1] = other(i) end
+    end,
+  }
+  local function caught()
+    for _ = 1, 3 do
+      local ok, err = pcall(function()
+        local list = {}
+        local function put(value) list[#list + 1] = { value } end
+        while true do put(1) end
+      end)
+      if ok or err ~= "not enough memory" then return err end
+      collectgarbage()
+    end
+    return "caught"
+  end
+  local function sum()
+    local result = 0
+    for i = 1, 1000 do result = result + i end
+    return result
+  end
+  for _, interruptible in ipairs { true, false } do
+    local pool = msys.threadpool.create {
+      name = "small", concurrency = 1, memory_limit = 8 * 2 ^ 20, interruptible = interruptible,
+    }
+    for name, job in pairs(jobs) do
+      local ok, err, info = msys.runInPool(pool, job)
+      if ok or info.kind ~= "memory" then print(name, interruptible, ok, err, info and info.kind) end
+      local _, result = msys.runInPool(pool, sum)
+      if result ~= 500500 then print("after", name, interruptible, result) end
+    end
+    local _, result = msys.runInPool(pool, caught)
+    if result ~= "caught" then print("caught", interruptible, result) end
+    pool:shutdown()
+  end
+]]
+
+describe("compiled code that meets memory_limit", function()
+  after_each(helper.clean)
+
+  it("ends with that error, and crashes and hangs nowhere", function()
+    local script = 'local msys = require "msys" ' .. COMPILED
+    for _ = 1, helper.times(10) do
+      -- Each process has its code elsewhere.
+      assert.same({ "", "", 0 }, { helper.script(script) })
+    end
+  end)
+end)
+
 describe("a message that does not fit into memory_limit", function()
   after_each(helper.clean)
 

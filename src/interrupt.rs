@@ -1,7 +1,7 @@
 //! How running Lua code is stopped: what happens on the worker's own thread.
 //!
 //! Called by `reaper` (from its thread, by [`MEANS`]: [`probe`], [`open`], [`close`]), `worker` and `isolate` (for their
-//! VMs: [`arm`], [`calm`]), and `host` ([`set_hook`]). Knows no jobs: a [`Station`] says what is to be stopped.
+//! VMs: [`arm`], [`calm`], [`overdraw`]), and `host` ([`set_hook`]). Knows no jobs: a [`Station`] says what is to be stopped.
 //!
 //! **The signal.** [`probe`] sends a real-time signal to the worker's thread. Its handler sets a count hook, as
 //! LuaJIT's own command does for Ctrl-C. The hook raises before the next instruction of the job's code, and of each one
@@ -25,6 +25,9 @@
 //! **Ending the thread.** Where the handler finds the thread in compiled code, and the reaper has *condemned* it, it
 //! ends the thread, by the system call and without unwinding: compiled code has no native frame above it and holds no
 //! lock. The VM is lost.
+//!
+//! **Memory.** LuaJITs before June 2023 may crash where memory is refused to compiled code: [`overdraw`] has that raise
+//! the error at its next guard, as if it was to be stopped, but once.
 //!
 //! The handler only calls `lua_sethook`, which is made for that, and writes one byte. An update of LuaJIT's dispatch
 //! table that it interrupts may undo what it has done; so it first takes away a hook that is set already, which makes
@@ -54,6 +57,8 @@ type End = unsafe extern "C-unwind" fn(*mut lua_State);
 thread_local! {
     /// The station of the worker whose thread this is.
     static STATION: Cell<*const Station> = const { Cell::new(null()) };
+    /// The code that runs is to raise "not enough memory".
+    static SHORT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// LuaJIT's profiler.
@@ -178,6 +183,19 @@ impl Profiler {
     /// Whether the host has it.
     fn is_hosts(&self) -> bool {
         disposition(libc::SIGPROF).sa_sigaction == self.handler
+    }
+
+    /// Makes our callback the one that guards call; whether it is.
+    fn claim(&self) -> bool {
+        if self.is_open {
+            return true;
+        }
+        if self.is_hosts() {
+            return false;
+        }
+        let is_ours = self.begin() == self.handler;
+        self.finish();
+        is_ours
     }
 
     /// See [`arm`].
@@ -311,19 +329,26 @@ fn is_compiled(instruction: usize) -> bool {
     })
 }
 
-/// Reads where compiled code may be: in memory that is executable and no file's. For the reaper's thread.
-fn learn_areas() {
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
-    let mut places = AREAS.iter();
-    for line in maps.lines() {
+/// Where compiled code may be: in memory that is executable and no file's.
+fn compiled_areas() -> Vec<(usize, usize)> {
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return Vec::new() };
+    let area = |line: &str| {
         let mut words = line.split_ascii_whitespace();
-        let (Some(range), Some("r-xp" | "rwxp")) = (words.next(), words.next()) else { continue };
+        let (range, "r-xp" | "rwxp") = (words.next()?, words.next()?) else { return None };
         // Offset, device, inode; a name only where it is a file's or the system's.
         if words.nth(3).is_some() {
-            continue;
+            return None;
         }
-        let Some((from, to)) = range.split_once('-') else { continue };
-        let (Ok(from), Ok(to)) = (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)) else { continue };
+        let (from, to) = range.split_once('-')?;
+        Some((usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?))
+    };
+    maps.lines().filter_map(area).collect()
+}
+
+/// Notes where compiled code may be. For the reaper's thread.
+fn learn_areas() {
+    let mut places = AREAS.iter();
+    for (from, to) in compiled_areas() {
         let Some([place_from, place_to]) = places.next() else { return };
         // A handler in between finds an empty range, or a part of one.
         place_to.store(0, Ordering::Relaxed);
@@ -395,6 +420,56 @@ pub unsafe fn set_hook(state: *mut lua_State) {
     }
 }
 
+/// Whether a job's compiled code calls the calling function; then it raises "not enough memory" at its next guard, or
+/// where the interpreter goes on.
+pub fn overdraw() -> bool {
+    // SAFETY: the thread has set it, for its whole life.
+    let Some(station) = (unsafe { STATION.get().as_ref() }) else { return false };
+    let main = station.state().cast::<lua_State>();
+    if main.is_null() || !station.is_busy() || !is_called_by_compiled_code() {
+        return false;
+    }
+    SHORT.set(true);
+    station.is_touched.store(true, Ordering::Relaxed);
+    // SAFETY: a live VM of this thread.
+    unsafe {
+        if station.is_armed.load(Ordering::Relaxed) && with_profiler(|profiler| profiler.claim()) == Some(true) {
+            ask(main);
+        }
+        set_hook_anew(main);
+    }
+    true
+}
+
+/// Whether one of the functions that are being called was called by what LuaJIT has compiled.
+fn is_called_by_compiled_code() -> bool {
+    /// Between compiled code and LuaJIT's allocator there are few frames; beyond, there may be those of callbacks.
+    const DEEP: u32 = 24;
+    struct Walk {
+        areas: Vec<(usize, usize)>,
+        left: u32,
+        found: bool,
+    }
+    extern "C" fn look(context: *mut c_void, walk: *mut c_void) -> c_int {
+        // SAFETY: the walk below, which waits for this.
+        let (walk, at) = unsafe { (&mut *walk.cast::<Walk>(), _Unwind_GetIP(context)) };
+        walk.found = walk.areas.iter().any(|(from, to)| (*from..*to).contains(&at));
+        walk.left -= 1;
+        // Anything but 0 ends the walk.
+        c_int::from(walk.found || walk.left == 0)
+    }
+    unsafe extern "C" {
+        // Of the runtime that unwinds Rust's own panics.
+        fn _Unwind_Backtrace(look: extern "C" fn(*mut c_void, *mut c_void) -> c_int, data: *mut c_void) -> c_int;
+        fn _Unwind_GetIP(context: *mut c_void) -> usize;
+    }
+    let mut walk = Walk { areas: compiled_areas(), left: DEEP, found: false };
+    // SAFETY: the function does not unwind, and the data outlives the call. Compiled code has no unwinding tables: there the
+    // walk ends, with its address as the last.
+    unsafe { _Unwind_Backtrace(look, (&raw mut walk).cast()) };
+    walk.found
+}
+
 /// Makes the guards of a VM's compiled code fail.
 ///
 /// # Safety
@@ -413,15 +488,23 @@ unsafe extern "C-unwind" fn hook(state: *mut lua_State, at: *mut ffi::lua_Debug)
     // SAFETY: the thread's station; a hook may use the stack, and raise. Nothing here has a destructor.
     unsafe {
         let Some(station) = STATION.get().as_ref() else { return };
-        let Some(stop) = station.stop() else {
+        let stop = station.stop();
+        if stop.is_none() && !SHORT.get() {
             // Another job's code runs.
             ffi::lua_sethook(state, None, 0, 0);
             return;
-        };
+        }
         if !station.is_isolated.load(Ordering::Relaxed) && is_ours(state, at) {
             return;
         }
-        push_bytes(state, stop.text.as_bytes());
+        match stop {
+            Some(stop) => push_bytes(state, stop.text.as_bytes()),
+            None => {
+                SHORT.set(false);
+                ffi::lua_sethook(state, None, 0, 0);
+                push_bytes(state, b"not enough memory");
+            }
+        }
         ffi::lua_error(state)
     }
 }
@@ -504,6 +587,7 @@ pub unsafe fn calm(state: *mut lua_State, station: &Station) {
     if !station.is_touched.swap(false, Ordering::AcqRel) {
         return;
     }
+    SHORT.set(false);
     let main = station.state().cast::<lua_State>();
     station.is_late.store(false, Ordering::Relaxed);
     // SAFETY: the caller's promise. No hook and no finalizer runs, as this is called by code of ours; the mask may say

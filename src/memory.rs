@@ -13,6 +13,9 @@
 //! **The limit.** What would exceed it is refused, and LuaJIT raises "not enough memory". It says so without collecting
 //! garbage first: [`Memory::settle`] tells that the worker has done that. Until then there is a reserve, so that the
 //! failure can be reported.
+//!
+//! LuaJITs before June 2023 may crash where memory is refused to compiled code. So it is given what it asks for, up to
+//! once more the limit, if it can be made to raise the error in a moment ([`Overdraw`]).
 
 use std::{
     cell::{Cell, RefCell},
@@ -30,6 +33,10 @@ const MOST: usize = 16 << 20;
 /// How much may be kept.
 const KEPT: usize = 8 << 20;
 
+/// Asked where the limit is met, by the VM's thread: whether compiled code asks, which is now going to raise "not enough
+/// memory" by itself.
+pub type Overdraw = fn() -> bool;
+
 type Allocate = unsafe extern "C" fn(*mut c_void, *mut c_void, usize, usize) -> *mut c_void;
 
 /// See the module. Of one thread, as its VM is.
@@ -39,6 +46,9 @@ pub struct Memory {
     inner_data: *mut c_void,
     used: Cell<usize>,
     limit: usize,
+    /// How much more than that it may have, until garbage has been collected.
+    extra: Cell<usize>,
+    overdraw: Overdraw,
     /// How much large blocks in use have.
     large: Cell<usize>,
     /// How much was used when garbage had been collected, and how much of that in large blocks.
@@ -67,7 +77,7 @@ impl Memory {
     /// # Safety
     /// `state` is a live VM of this thread that has just been made, so that it has no large block yet. The memory is
     /// removed before it is closed.
-    pub unsafe fn install(state: *mut lua_State, limit: usize) -> Rc<Self> {
+    pub unsafe fn install(state: *mut lua_State, limit: usize, overdraw: Overdraw) -> Rc<Self> {
         let mut inner_data = null_mut();
         // SAFETY: the caller's promise.
         let inner = unsafe { ffi::lua_getallocf(state, &mut inner_data) };
@@ -80,6 +90,8 @@ impl Memory {
             inner_data,
             used: Cell::new(used),
             limit,
+            extra: Cell::new(0),
+            overdraw,
             large: Cell::new(0),
             live: Cell::new(used),
             live_large: Cell::new(0),
@@ -137,6 +149,7 @@ impl Memory {
     /// Garbage has been collected; gives whether what is left leaves hardly room for anything else.
     pub fn settle(&self) -> bool {
         self.is_pressed.set(false);
+        self.extra.set(0);
         self.live.set(self.used.get());
         self.live_large.set(self.large.get());
         self.used.get() > self.limit - self.limit / 16
@@ -146,13 +159,26 @@ impl Memory {
     #[inline]
     fn allows(&self, more: usize) -> bool {
         let wanted = self.used.get().saturating_add(more);
-        if wanted <= self.limit {
+        wanted <= self.limit || self.allows_beyond(wanted, more)
+    }
+
+    #[cold]
+    fn allows_beyond(&self, wanted: usize, more: usize) -> bool {
+        let limit = self.limit.saturating_add(self.extra.get());
+        if wanted <= limit {
             return true;
         }
         // A sixteenth, but enough for a traceback, to say so with.
         let reserve = (self.limit / 16).max(256 << 10);
         let was_pressed = self.is_pressed.replace(true);
-        was_pressed && more < LEAST && wanted <= self.limit.saturating_add(reserve)
+        if was_pressed && more < LEAST && wanted <= limit.saturating_add(reserve) {
+            return true;
+        }
+        let overdraws = wanted / 2 <= self.limit && (self.overdraw)();
+        if overdraws {
+            self.extra.set(wanted - self.limit);
+        }
+        overdraws
     }
 
     /// A block of a large class.

@@ -67,7 +67,7 @@ pub fn run(worker: Worker) {
     let pool = Arc::clone(&worker.pool);
     let limit = pool.config.memory_limit;
     // SAFETY: a new state of this thread; removed before it is closed.
-    let memory = unsafe { Memory::install(state, limit) };
+    let memory = unsafe { Memory::install(state, limit, interrupt::overdraw) };
     if pool.config.interruptible {
         // SAFETY: a new state of this thread.
         station.is_armed.store(unsafe { interrupt::arm(state) }, Ordering::Release);

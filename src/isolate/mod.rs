@@ -151,7 +151,7 @@ impl Isolate {
             return None;
         }
         // SAFETY: a new state of this thread; `drop` removes it.
-        let memory = unsafe { Memory::install(state, limit) };
+        let memory = unsafe { Memory::install(state, limit, interrupt::overdraw) };
         // SAFETY: nothing runs in it.
         let is_armed = arms && unsafe { interrupt::arm(state) };
         let mut isolate = Box::new(Self {

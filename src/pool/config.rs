@@ -137,7 +137,8 @@ impl Options {
             stack_size: or("stack_size", self.stack_size, default.stack_size, 128 << 10, 1 << 30)?,
             max_message: or("max_message", self.max_message, default.max_message, 64, (1 << 32) - 1)?,
             memory_limit: or("memory_limit", self.memory_limit, default.memory_limit, 1 << 20, 1 << 46)?,
-            interruptible: self.interruptible.unwrap_or(default.interruptible),
+            // Compiled code that meets a limit is left by a guard too.
+            interruptible: self.interruptible.unwrap_or(default.interruptible) || self.memory_limit.is_some(),
             max_abandoned: or("max_abandoned", self.max_abandoned, default.max_abandoned, 0, MAX_WORKERS)?,
             init,
             paths,
