@@ -4,6 +4,9 @@
 CASES =
 SECONDS_EACH =
 
+# How often `make bench` measures each row.
+ROUNDS = 5
+
 # The specs to run: make test-lua SPEC=spec/mutex_spec.lua
 SPEC = spec
 # What the demo surveys, instead of the sources of Rust's crates: make demo DIR=/usr/share
@@ -16,7 +19,7 @@ export MSYS_TOOLS
 # The suites measure time and use every core: one after the other, also under -j.
 .NOTPARALLEL:
 .PHONY: help setup build rock demo test test-rust test-vm test-loom test-lua test-lua-joff test-lua-shuffle \
-	test-luajit2 test-api test-properties test-stress test-soak test-rock fuzz stress stress-cancel soak bench bench-values bench-code bench-sync bench-cancel check setup-check check-rust check-lua check-text format clean
+	test-luajit2 test-api test-properties test-stress test-soak test-rock fuzz stress stress-cancel soak bench bench-curves bench-check bench-values bench-code bench-sync bench-cancel check setup-check check-rust check-lua check-text format clean
 
 # Runs a script with what `make build` made.
 with_build = LUA_PATH='lua/?.lua;lua/?/init.lua;./?.lua;;' LUA_CPATH='build/lib/?.so;;'
@@ -110,13 +113,23 @@ test-rock: setup ## install with LuaRocks, pack a binary rock, use it where ther
 	$(say) 'a rock, made and packed'
 	scripts/test-rock.sh
 
-bench: build ## msys beside lua-luv, and the survey on one core and on all
-	$(say) 'lua-luv, for comparison, where missing'
-	@scripts/apt.sh install lua-luv || echo 'bench: without lua-luv, msys is measured alone'
-	$(say) 'jobs a second and round trips'
-	$(with_build) UV_THREADPOOL_SIZE=$$(nproc) luajit bench/luv.lua
+bench: build ## msys beside its peers, into BENCHMARKS.md (ROUNDS=), and the survey on one core and on all
+	$(say) 'the peers, where missing'
+	@for peer in lua-luv lua-cqueues love curl; do scripts/apt.sh install $$peer || echo "bench: without $$peer"; done
+	@bench/peers/nginx.sh setup || echo 'bench: without nginx'
+	$(say) 'msys and its peers'
+	$(with_build) luajit bench/peers.lua $(ROUNDS)
 	$(say) 'examples/survey.lua, five times in turn'
 	$(with_build) bench/survey.sh $(DIR)
+
+bench-curves: build ## what a job costs as jobs, sessions, workers and pools grow in number
+	$(say) 'curves'
+	$(with_build) luajit bench/curves.lua
+
+bench-check: build ## instructions a job: fails where one is more than 5 % above what is recorded
+	$(say) 'instructions a job'
+	@scripts/apt.sh install valgrind
+	$(with_build) luajit bench/check.lua
 
 bench-values: build ## values beside string.buffer by hand, and beside lua-luv
 	@scripts/apt.sh install lua-luv || echo 'bench-values: without lua-luv, msys is measured alone'

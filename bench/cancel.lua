@@ -141,7 +141,7 @@ local LOOPS = {
 -- machines share the core, code that fills it takes up to half as long again, guards or not: the least of all counts.
 local LOADS, ROUNDS = 9, 8
 print(
-  ("\nTime of a loop with interruptible = true, as a share of that with false: %d rounds in each of %d pairs of pools"):format(
+  ("\nTime of a loop with interruptible = true, a share of that with false: %d rounds in each of %d pairs"):format(
     ROUNDS,
     LOADS
   )
@@ -149,8 +149,8 @@ print(
 print "| loop | by the least of all | by the least of each pair: median | from, to |"
 print "|---|---|---|---|"
 --- How long a loop takes by the worker's clock: how long it takes to wake up is not the loop's.
-local function timed(pool, fn)
-  local ok, seconds = msys.runInPool(pool, function()
+local function timed(where, fn)
+  local ok, seconds = msys.runInPool(where, function()
     local clock = require "msys.native".clock
     local started = clock()
     fn()

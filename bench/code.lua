@@ -9,7 +9,7 @@ local msys = require "msys"
 
 local JOBS, ROUNDS = 1000, 5
 
---- The lengths of a job: some 0.6 ms, of which waking the host, which waits for it, is a share to be seen, and some 5 ms.
+--- The lengths of a job: some 0.6 ms, of which waking the host, which waits for it, is a share, and some 5 ms.
 local SHORT, LONG = 80, 640
 
 local function hot(seed, times)

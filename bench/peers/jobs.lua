@@ -1,0 +1,83 @@
+--- What the peers do: the jobs, how many, and how the figures of a row are printed.
+---
+--- A peer is a program that measures one row in a process of its own and prints a number, or two: `luajit
+--- bench/peers/<peer>.lua <row>`. bench/peers.lua runs them in turn.
+
+local jobs = { WORKERS = 2 }
+
+--- How much a row does.
+jobs.COUNT = {
+  tiny = 200000,
+  trip = 20000,
+  -- Jobs of some 5 ms.
+  numeric = 300,
+  tables = 300,
+  pool = 100,
+  threads = 64,
+}
+
+--- Some 5 ms of arithmetic, compiled: points of the Mandelbrot set.
+function jobs.numeric(seed)
+  local inside = 0
+  for y = 0, 59 do
+    for x = 0, 59 do
+      local cr, ci = -2 + x / 20, -1.5 + y / 20 + seed * 1e-9
+      local zr, zi, steps = 0, 0, 0
+      while steps < 500 and zr * zr + zi * zi < 4 do
+        zr, zi, steps = zr * zr - zi * zi + cr, 2 * zr * zi + ci, steps + 1
+      end
+      if steps == 500 then inside = inside + 1 end
+    end
+  end
+  return inside
+end
+
+--- Some 5 ms with a table of 200,000 numbers, made anew in each job: primes.
+function jobs.tables(seed)
+  local limit = 200000 + seed % 2
+  local is_composite, count = {}, 0
+  for i = 1, limit do
+    is_composite[i] = false
+  end
+  for i = 2, limit do
+    if not is_composite[i] then
+      count = count + 1
+      for j = i * i, limit, i do
+        is_composite[j] = true
+      end
+    end
+  end
+  return count
+end
+
+--- What the jobs give, for a check.
+jobs.RESULT = { numeric = jobs.numeric(0), tables = jobs.tables(0) }
+
+--- Seconds of `count` calls of a job in this VM, which has compiled it.
+function jobs.inline(row, now)
+  local fn, count = jobs[row], jobs.COUNT[row]
+  for i = 1, 20 do
+    fn(i)
+  end
+  local started = now()
+  for i = 1, count do
+    fn(i)
+  end
+  return now() - started
+end
+
+--- The median of a list and what 99 of 100 are below, in microseconds; printed.
+function jobs.print_trips(list)
+  table.sort(list)
+  print(("%.3f %.3f"):format(list[math.ceil(#list * 0.5)] * 1e6, list[math.ceil(#list * 0.99)] * 1e6))
+end
+
+--- KiB that this process has in memory.
+function jobs.resident()
+  local file = assert(io.open "/proc/self/statm")
+  local _, pages = file:read("*n", "*n")
+  file:close()
+  return pages * 4
+end
+
+return jobs

@@ -1,0 +1,92 @@
+--- lua-luv's `new_work`, as bench/peers/jobs.lua says: functions without upvalues, loaded once in each thread.
+
+local jobs = require "bench.peers.jobs"
+local now = require("bench.measure").now
+local uv = require "luv"
+
+local COUNT = jobs.COUNT
+
+--- Runs `count` jobs, of which `ahead` are given at a time; gives the time.
+local function all(fn, count, ahead)
+  local given, done, work = 0, 0, nil
+  work = uv.new_work(fn, function(value)
+    assert(value)
+    done = done + 1
+    if given < count then
+      given = given + 1
+      work:queue(given)
+    end
+  end)
+  local started = now()
+  for _ = 1, math.min(ahead, count) do
+    given = given + 1
+    work:queue(given)
+  end
+  uv.run()
+  assert(done == count)
+  return now() - started
+end
+
+local function echo(i)
+  return i
+end
+
+local function trips(count)
+  local list = {}
+  local done
+  local work = uv.new_work(echo, function()
+    done = true
+  end)
+  for i = 1, count do
+    local started = now()
+    done = false
+    work:queue(i)
+    while not done do
+      uv.run "once"
+    end
+    list[i] = now() - started
+  end
+  return list
+end
+
+local function speed_up(row)
+  local inline = jobs.inline(row, now)
+  all(jobs[row], 20, 8)
+  return inline / all(jobs[row], COUNT[row], 4 * jobs.WORKERS)
+end
+
+local rows = {
+  tiny = function()
+    all(echo, 20000, 20000)
+    return COUNT.tiny / all(echo, COUNT.tiny, COUNT.tiny)
+  end,
+  trip = function()
+    trips(2000)
+    return jobs.print_trips(trips(COUNT.trip))
+  end,
+  numeric = function()
+    return speed_up "numeric"
+  end,
+  tables = function()
+    return speed_up "tables"
+  end,
+  memory = function()
+    -- In a process with as many threads as UV_THREADPOOL_SIZE says: all of them have run one.
+    local count = tonumber(os.getenv "UV_THREADPOOL_SIZE")
+    local before = jobs.resident()
+    all(function(i)
+      require("luv").sleep(50)
+      return i
+    end, count, count)
+    return (jobs.resident() - before) / count
+  end,
+  idle = function()
+    all(echo, 20000, 20000)
+    local before = os.clock()
+    uv.sleep(1000)
+    return (os.clock() - before) * 100
+  end,
+}
+
+local value = rows[arg[1]]()
+if value then print(("%.6g"):format(value)) end

@@ -1,0 +1,229 @@
+--- msys, as bench/peers/jobs.lua says. Every job of the tiny ones is a new closure with an upvalue.
+
+local jobs = require "bench.peers.jobs"
+local measure = require "bench.measure"
+local msys = require "msys"
+
+local now, COUNT = measure.now, jobs.COUNT
+local SCHED = msys.core.ECTP_COMPLETE_CALLBACK_SCHED
+local pool = msys.threadpool.create { name = "bench", concurrency = jobs.WORKERS, backlog = 2 ^ 20 }
+
+local function must(ok, ...)
+  if not ok then error((...), 0) end
+  return ...
+end
+
+local function tiny(count)
+  local done, started = 0, now()
+  for i = 1, count do
+    msys.runInPool(pool, function()
+      return i
+    end, function(_, value)
+      done = done + (value == i and 1 or 0)
+    end, SCHED)
+  end
+  msys.run()
+  assert(done == count)
+  return count / (now() - started)
+end
+
+local function sessions(count)
+  local started = now()
+  for _ = 1, 100 do
+    msys.spawn(function()
+      for i = 1, count / 100 do
+        local _, value = msys.runInPool(pool, function()
+          return i
+        end)
+        assert(value == i)
+      end
+    end)
+  end
+  msys.run()
+  return count / (now() - started)
+end
+
+local function from_worker(count)
+  local before = msys.threadpool.stat(pool).invocations
+  local started = now()
+  must(msys.runInPool(pool, function()
+    for i = 1, count do
+      msys.runInPool("bench", function()
+        return i
+      end, true)
+    end
+  end))
+  while msys.threadpool.stat(pool).invocations - before <= count do
+    msys.sleep(0.0005)
+  end
+  return count / (now() - started)
+end
+
+--- Times of `count` round trips, one after the other.
+local function trips(count)
+  local list = {}
+  for i = 1, count do
+    local started = now()
+    local _, value = msys.runInPool(pool, function()
+      return i
+    end)
+    list[i] = now() - started
+    assert(value == i)
+  end
+  return list
+end
+
+local function speed_up(row)
+  local fn = jobs[row]
+  assert(must(msys.runInPool(pool, fn, { args = { 0 } })) == jobs.RESULT[row])
+  local inline = jobs.inline(row, now)
+  local function all(count)
+    local given = 0
+    for _ = 1, 4 * jobs.WORKERS do
+      msys.spawn(function()
+        while given < count do
+          given = given + 1
+          local i = given
+          must(msys.runInPool(pool, function()
+            return fn(i)
+          end))
+        end
+      end)
+    end
+    msys.run()
+  end
+  all(20)
+  local started = now()
+  all(COUNT[row])
+  return inline / (now() - started)
+end
+
+local function fib(n)
+  if n < 2 then return n end
+  local one = msys.submit("bench", fib, n - 1)
+  local other = fib(n - 2)
+  local _, value = one:wait()
+  return value + other
+end
+
+--- Resident KiB a worker: of so many more threads which have each run a job.
+local function worker_memory()
+  local function with(count)
+    local many = msys.threadpool.create { name = "many " .. count, concurrency = count, sessions = 1 }
+    local begun = 0
+    for _ = 1, count do
+      msys.spawn(function()
+        must(msys.runInPool(many, function()
+          -- So that no other takes the next one.
+          require("msys").sleep(0.05)
+          return 1
+        end))
+        begun = begun + 1
+      end)
+    end
+    msys.run()
+    return jobs.resident()
+  end
+  local before = with(2)
+  return (with(COUNT.threads) - before) / COUNT.threads
+end
+
+local rows = {
+  tiny = function()
+    tiny(20000)
+    return tiny(COUNT.tiny)
+  end,
+  sessions = function()
+    sessions(20000)
+    return sessions(COUNT.tiny)
+  end,
+  worker = function()
+    from_worker(20000)
+    return from_worker(COUNT.tiny)
+  end,
+  trip = function()
+    trips(2000)
+    return jobs.print_trips(trips(COUNT.trip))
+  end,
+  numeric = function()
+    return speed_up "numeric"
+  end,
+  tables = function()
+    return speed_up "tables"
+  end,
+  fib = function()
+    -- Nested calls a second, of fib(20): 10,945 jobs.
+    must(msys.runInPool(pool, fib, { args = { 16 } }))
+    local started = now()
+    assert(must(msys.runInPool(pool, fib, { args = { 20 } })) == 6765)
+    return 10945 / (now() - started)
+  end,
+  map = function()
+    -- Items a second.
+    local items = {}
+    for i = 1, 200000 do
+      items[i] = i
+    end
+    local function twice(x)
+      return 2 * x
+    end
+    msys.map(pool, items, twice)
+    local started = now()
+    local result = msys.map(pool, items, twice)
+    assert(result[200000] == 400000)
+    return #items / (now() - started)
+  end,
+  pool = function()
+    local list = {}
+    for i = 1, COUNT.pool do
+      local started = now()
+      local four = msys.threadpool.create { name = "four " .. i, concurrency = 4, sessions = 1 }
+      for _ = 1, 4 do
+        msys.spawn(msys.runInPool, four, function()
+          return 1
+        end)
+      end
+      msys.run()
+      four:shutdown()
+      list[i] = (now() - started) * 1e3
+    end
+    return (measure.median(list))
+  end,
+  memory = worker_memory,
+  queued = function()
+    -- Bytes a queued job, of 100,000.
+    local go = require("thread").channel()
+    for _ = 1, 2 do
+      msys.runInPool(pool, function()
+        go:receive()
+      end, true)
+    end
+    local waiting =
+      msys.threadpool.create { name = "waiting", concurrency = 1, sessions = 1, backlog = 2 ^ 20 }
+    msys.runInPool(waiting, function()
+      go:receive()
+    end, true)
+    collectgarbage()
+    local before = jobs.resident()
+    for i = 1, 100000 do
+      msys.runInPool(waiting, function()
+        return i
+      end, true)
+    end
+    collectgarbage()
+    local bytes = (jobs.resident() - before) * 1024 / 100000
+    go:close()
+    msys.run()
+    return bytes
+  end,
+  idle = function()
+    tiny(20000)
+    msys.sleep(0.1)
+    local before = os.clock()
+    msys.sleep(1)
+    return (os.clock() - before) * 100
+  end,
+}
+
+local value = rows[arg[1]]()
+if value then print(("%.6g"):format(value)) end
