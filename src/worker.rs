@@ -11,7 +11,7 @@ use std::{
 use mlua::{Lua, Table};
 
 use crate::{
-    host, interrupt,
+    face, host, interrupt,
     job::{Cause, Inbox, Stop},
     luajit::{ffi, lua_State},
     mailbox::Mailbox,
@@ -22,32 +22,9 @@ use crate::{
     waker::Waker,
 };
 
-/// The Lua face, by module name.
-const FACE: &[(&str, &str)] = &[
-    ("msys", include_str!("../lua/msys/init.lua")),
-    ("thread", include_str!("../lua/thread.lua")),
-    ("msys.cancel", include_str!("../lua/msys/cancel.lua")),
-    ("msys.cdata", include_str!("../lua/msys/cdata.lua")),
-    ("msys.channel", include_str!("../lua/msys/channel.lua")),
-    ("msys.core", include_str!("../lua/msys/core.lua")),
-    ("msys.environment", include_str!("../lua/msys/environment.lua")),
-    ("msys.future", include_str!("../lua/msys/future.lua")),
-    ("msys.globals", include_str!("../lua/msys/globals.lua")),
-    ("msys.handles", include_str!("../lua/msys/handles.lua")),
-    ("msys.locks", include_str!("../lua/msys/locks.lua")),
-    ("msys.names", include_str!("../lua/msys/names.lua")),
-    ("msys.refusal", include_str!("../lua/msys/refusal.lua")),
-    ("msys.scheduler", include_str!("../lua/msys/scheduler.lua")),
-    ("msys.shared", include_str!("../lua/msys/shared.lua")),
-    ("msys.submit", include_str!("../lua/msys/submit.lua")),
-    ("msys.threadpool", include_str!("../lua/msys/threadpool.lua")),
-    ("msys.worker", include_str!("../lua/msys/worker.lua")),
-    ("msys.workers", include_str!("../lua/msys/workers.lua")),
-];
-
 /// What a process's first host does before there is a worker.
 pub fn prepare() {
-    interrupt::prepare(FACE.iter().map(|(name, _)| *name));
+    interrupt::prepare(face::names());
 }
 
 /// What a worker's thread does, from its VM's start to its end.
@@ -152,11 +129,8 @@ fn serve(
         package.raw_set("cpath", lua.create_string(&known.cpath)?)?;
         vm.paths.set(paths);
     }
-    let preload: Table = package.get("preload")?;
-    for (name, source) in FACE {
-        let chunk = lua.load(*source).set_name(format!("=[{name}]")).into_function()?;
-        preload.raw_set(*name, chunk)?;
-    }
+    // SAFETY: the VM is this thread's, and nothing runs in it.
+    unsafe { face::install(lua, &package.get("preload")?)? };
     let require: mlua::Function = lua.globals().get("require")?;
     let serve: mlua::Function = require.call::<Table>("msys.worker")?.get("serve")?;
     *vm.packed.borrow_mut() = init;

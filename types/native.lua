@@ -186,6 +186,10 @@ function native.set_cdata(pack, unpack, fill) end
 ---@param builtin fun(): string
 function native.set_environment(behind, new, leave_out, known, kind_of, builtin) end
 
+---@param value any
+---@return boolean
+function native.is_c(value) end
+
 ---@param name string
 function native.module_tried(name) end
 

@@ -8,7 +8,7 @@ local native = require "msys.native"
 jit.off(true, true)
 
 -- Scripts and jobs may have put others in the place of these since.
-local getinfo, sort = debug.getinfo, table.sort
+local sort = table.sort
 local match, gmatch = string.match, string.gmatch
 local ipairs, next, pairs, tostring, type = ipairs, next, pairs, tostring, type
 local searchpath = package.searchpath
@@ -33,9 +33,7 @@ local BUNDLED = {
   ["table.new"] = true,
 }
 
-local function is_c(value)
-  return (getinfo(value, "S") --[[@as debuglib.DebugInfo]]).what == "C"
-end
+local is_c = native.is_c
 
 --- What a new VM has, as `library.field` and `_G.name`: the names that every VM knows.
 local fresh = {}

@@ -1,6 +1,9 @@
 //! What Lua tells of names and modules: see `functions`.
 
-use std::ffi::{CStr, c_int};
+use std::{
+    ffi::{CStr, c_int},
+    sync::OnceLock,
+};
 
 use super::{text, vm};
 use crate::{
@@ -15,6 +18,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"forget_names", forget_names),
     (c"scanned", scanned),
     (c"fresh_names", fresh_names),
+    (c"is_c", is_c),
     (c"module_tried", module_tried),
     (c"set_paths", set_paths),
     (c"paths_of", paths_of),
@@ -77,6 +81,13 @@ unsafe extern "C-unwind" fn set_environment(state: *mut lua_State) -> c_int {
     }
 }
 
+/// `is_c(value)`: whether it is a C function
+unsafe extern "C-unwind" fn is_c(state: *mut lua_State) -> c_int {
+    // SAFETY: as above.
+    unsafe { ffi::lua_pushboolean(state, ffi::lua_iscfunction(state, 1)) };
+    1
+}
+
 /// `forget_names()`
 unsafe extern "C-unwind" fn forget_names(state: *mut lua_State) -> c_int {
     // SAFETY: as above.
@@ -91,11 +102,16 @@ unsafe extern "C-unwind" fn scanned(state: *mut lua_State) -> c_int {
     0
 }
 
-/// `fresh_names(source)` → what the chunk `source` gives in a new VM: a string
+/// `fresh_names(source)` → what the chunk `source`, which is always the same, gives in a new VM: a string
 unsafe extern "C-unwind" fn fresh_names(state: *mut lua_State) -> c_int {
+    /// A new VM is made once in the process.
+    static GIVEN: OnceLock<Vec<u8>> = OnceLock::new();
     // SAFETY: the new VM is this call's own; what it runs is protected, and its string is copied before it is closed.
-    // The copy may raise when memory runs out; then the new VM leaks.
     unsafe {
+        if let Some(given) = GIVEN.get() {
+            push_bytes(state, given);
+            return 1;
+        }
         let source = string_at(state, 1);
         let fresh = ffi::luaL_newstate();
         if fresh.is_null() {
@@ -106,9 +122,12 @@ unsafe extern "C-unwind" fn fresh_names(state: *mut lua_State) -> c_int {
         let ran = loaded == ffi::LUA_OK && ffi::lua_pcall(fresh, 0, 1, 0) == ffi::LUA_OK;
         let given = ran && ffi::lua_type(fresh, -1) == ffi::LUA_TSTRING;
         if given {
-            push_bytes(state, string_at(fresh, -1));
+            GIVEN.get_or_init(|| string_at(fresh, -1).to_vec());
         }
         ffi::lua_close(fresh);
+        if let Some(given) = GIVEN.get() {
+            push_bytes(state, given);
+        }
         c_int::from(given)
     }
 }
