@@ -62,7 +62,7 @@ local ROWS = {
     peers = { "msys", "luv", "cqueues", "love" },
   },
   { row = "queued", what = "resident memory a queued job, bytes, of 100,000", less = true },
-  { row = "idle", what = "CPU of an idle process, % of a core", less = true, peers = { "msys", "luv" } },
+  { row = "idle", what = "CPU of an idle process, % of a core", less = true },
 }
 
 local function read(command)
@@ -135,6 +135,11 @@ for place, row in ipairs(ROWS) do
   end
 end
 
+--- A figure with three digits that count, or all of those before the point.
+local function short(value)
+  return (value < 1000 and "%.3g" or "%.0f"):format(value)
+end
+
 local lines = {}
 local function say(text, ...)
   lines[#lines + 1] = select("#", ...) > 0 and text:format(...) or text
@@ -143,8 +148,7 @@ end
 --- Medians by the row's text and peer, for the pictures.
 local medians = {}
 
-say "| what | %s | msys against the best peer |" -- filled in below
-lines[1] = "| what |"
+say "| what |"
 for _, peer in ipairs(PEERS) do
   lines[1] = ("%s %s |"):format(lines[1], NAMES[peer])
 end
@@ -160,7 +164,7 @@ for place, row in ipairs(ROWS) do
         if list[peer] then
           local middle, least, most = measure.median(list[peer])
           medians[what][peer] = middle
-          cells[#cells + 1] = ("%.3g (%.3g to %.3g)"):format(middle, least, most)
+          cells[#cells + 1] = ("%s (%s to %s)"):format(short(middle), short(least), short(most))
           if
             peer ~= "msys" and (not best or (row.less and middle < best or not row.less and middle > best))
           then

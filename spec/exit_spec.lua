@@ -447,6 +447,19 @@ describe("Ctrl-C", function()
         return thing
       end)
     ]],
+    ["that handler, called for a job that was not taken"] = [[
+      local pool = msys.threadpool.create { name = "gone", concurrency = 1 }
+      pool:shutdown()
+      msys.onError(function() ffi.C.raise(2) local handled = true end)
+      msys.runInPool(pool, function() end, true)
+      print "goes on"
+    ]],
+    ["what makes the FFI objects of an outcome"] = [[
+      local typeof = ffi.typeof
+      ffi.typeof = function(...) ffi.C.raise(2) return typeof(...) end
+      msys.runInPool("CPU", function() return require("ffi").new("uint64_t", 7) end)
+      print "goes on"
+    ]],
     -- A call hook can raise where C code of msys's is about to begin, which Ctrl-C does if it comes shortly before.
     ["the decoding of a report"] = [[
       local known = {}

@@ -1,11 +1,11 @@
--- The end of a numeric `for` has the line of what stands before it, in a worker: so a loop with a body of one line has one
--- guard a round there, by which it can be stopped. All other lines are as they were written.
+-- The end of a numeric `for` with a body of one line has that line, in a worker: so it has one guard a round there, by
+-- which it can be stopped. All other lines are as they were written.
 
 local helper = require "spec.helper"
 
 local describe, it, _, after_each, assert = helper.busted()
 
---- Source of a function with loops of several kinds, so many lines long that a line's number has one, two or four bytes.
+--- Source of a function with loops of several kinds, and so many lines that a line's number has one, two or four bytes.
 local function source(lines)
   return ([[
     return function(place)
@@ -79,6 +79,29 @@ describe("the end of a numeric for", function()
     helper.with_pool({}, function(pool)
       assert.equal(
         "1 2 3 3 3 5",
+        helper.must(pool, function()
+          return lines_of(loop)
+        end)
+      )
+    end)
+  end)
+
+  it("has its own line where the body has more", function()
+    local function loop()
+      local sum = 0
+      for i = 1, 3 do
+        if i > 0 then
+          sum = sum + i
+        else
+          sum = sum - i
+        end
+      end
+      return sum
+    end
+    local lines = lines_of(loop)
+    helper.with_pool({}, function(pool)
+      assert.equal(
+        lines,
         helper.must(pool, function()
           return lines_of(loop)
         end)

@@ -252,6 +252,94 @@ describe("compiled code that meets memory_limit", function()
   end)
 end)
 
+describe("compiled code that meets memory_limit, in odd places,", function()
+  after_each(helper.clean)
+
+  --- Runs a script with a pool of one small worker.
+  local function says(expected, script)
+    local out, err, status = helper.script([[
+      local msys = require "msys"
+      local pool = msys.threadpool.create { name = "small", concurrency = 1, memory_limit = 4 * 2 ^ 20 }
+    ]] .. script)
+    assert.same({ expected, "", 0 }, { out, err, status })
+  end
+
+  it("may be leaving a trace, for which a table is made after all", function()
+    says(
+      "false\tnot enough memory\tmemory\n",
+      [[
+        local ok, err, info = msys.runInPool(pool, function()
+          require("jit.opt").start "hotexit=10000"
+          local list = require "table.new"(60000, 0)
+          local function last(count, at, a, b, c, d, e, f, g, h)
+            for i = 1, count do
+              local made = { x = i, y = a }
+              a = a + 1.5 b = b * 1.0001 c = c + a d = d + b e = e + c f = f + d g = g + e h = h + f
+              if i == at then return made, a + b + c + d + e + f + g + h end
+            end
+          end
+          last(100, 1000, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5)
+          local function all()
+            for i = 1, 60000 do list[i] = last(100, 3, 0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5) end
+          end
+          jit.off(all)
+          all()
+          return #list
+        end)
+        print(ok, err, info and info.kind)
+      ]]
+    )
+  end)
+
+  it("leaves what it owes to no other job, where it yields first", function()
+    says(
+      "others end well\n",
+      [[
+        local well = 0
+        for _ = 1, 5 do
+          msys.spawn(function()
+            local ok, count = msys.runInPool(pool, function()
+              jit.off(true)
+              local count = 0
+              for _ = 1, 20000 do count = count + 1 coroutine.yield() end
+              return count
+            end)
+            if ok and count == 20000 then well = well + 1 end
+          end)
+          msys.spawn(function()
+            msys.runInPool(pool, function()
+              local list = require "table.new"(20000, 0)
+              for i = 1, 20000 do list[i] = { i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i } coroutine.yield() end
+              return #list
+            end)
+          end)
+          msys.run()
+        end
+        -- One may be what asks for the piece that is too much, to yield.
+        print(well >= 2 and "others end well" or well)
+      ]]
+    )
+  end)
+
+  it("keeps the job's own hook", function()
+    says(
+      "100000\tfalse\tnot enough memory\t100000\n",
+      [[
+        print(select(2, msys.runInPool(pool, function()
+          local last
+          local function fill()
+            for i = 1, 1e6 do last = { i, last } end
+          end
+          debug.sethook(function() end, "", 100000)
+          local before = select(3, debug.gethook())
+          local ok, err = pcall(fill)
+          return before, ok, err, select(3, debug.gethook())
+        end)))
+      ]]
+    )
+  end)
+end)
+
 describe("a message that does not fit into memory_limit", function()
   after_each(helper.clean)
 

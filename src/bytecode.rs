@@ -23,7 +23,7 @@
 //!
 //! **Guards of loops.** In pools whose jobs can be stopped, the compiler puts a guard wherever the line changes. The end
 //! of a numeric `for` counts as the line of its `for`, so that a loop with a body of one line has two guards a round.
-//! Nothing is ever raised there: it is given the line of the instruction before, which leaves one.
+//! Nothing is ever raised there: it is given the line of such a body, which leaves one.
 
 use std::sync::OnceLock;
 
@@ -109,12 +109,20 @@ fn mark(dump: &Dump, bytes: &mut [u8]) {
     }
 }
 
-/// Gives each end of a numeric `for` the line of the instruction before it.
+/// Gives each end of a numeric `for` the line of its body, where that has one line.
 fn move_loop_ends(proto: &Proto, for_end: u8, bytes: &mut [u8]) -> Option<()> {
     let Lines { at, size } = proto.lines?;
     for place in 1..proto.code(bytes)?.len() {
+        let [opcode, _, low, high] = *proto.code(bytes)?.get(place)?;
         let line = at + place * size;
-        if proto.code(bytes)?.get(place)?[0] == for_end && line + size <= proto.end {
+        if opcode != for_end || line + size > proto.end {
+            continue;
+        }
+        // It jumps back to the body's first instruction.
+        let back = 0x8000usize.checked_sub(usize::from(u16::from_le_bytes([low, high])) + 1);
+        let Some(first) = back.and_then(|back| place.checked_sub(back)).filter(|first| *first < place) else { continue };
+        let body = bytes.get(at + first * size..line)?;
+        if body.chunks_exact(size).all(|other| other == &body[..size]) {
             bytes.copy_within(line - size..line, line);
         }
     }

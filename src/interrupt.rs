@@ -48,6 +48,7 @@ use crate::{
     luajit::{ffi, lua_State, push_bytes},
     reaper::{self, Means},
     sync::{Mutex, MutexGuard},
+    trace,
 };
 
 type Callback = unsafe extern "C-unwind" fn(*mut c_void, *mut lua_State, c_int, c_int);
@@ -59,6 +60,8 @@ thread_local! {
     static STATION: Cell<*const Station> = const { Cell::new(null()) };
     /// The code that runs is to raise "not enough memory".
     static SHORT: Cell<bool> = const { Cell::new(false) };
+    /// The hook that its job had set, with its mask and count.
+    static JOBS_HOOK: Cell<Option<(Option<ffi::lua_Hook>, c_int, c_int)>> = const { Cell::new(None) };
 }
 
 /// LuaJIT's profiler.
@@ -426,13 +429,18 @@ pub fn overdraw() -> bool {
     // SAFETY: the thread has set it, for its whole life.
     let Some(station) = (unsafe { STATION.get().as_ref() }) else { return false };
     let main = station.state().cast::<lua_State>();
-    if main.is_null() || !station.is_busy() || !is_called_by_compiled_code() {
+    // SAFETY: a live VM of this thread.
+    if main.is_null() || !station.is_busy() || !unsafe { trace::runs(main) } {
         return false;
     }
-    SHORT.set(true);
     station.is_touched.store(true, Ordering::Relaxed);
-    // SAFETY: a live VM of this thread.
+    // SAFETY: as above.
     unsafe {
+        if !SHORT.replace(true) {
+            let own = ffi::lua_gethook(main);
+            let is_jobs = own.is_some_and(|own| !std::ptr::fn_addr_eq(own, hook as unsafe extern "C-unwind" fn(_, _)));
+            JOBS_HOOK.set(is_jobs.then(|| (own, ffi::lua_gethookmask(main), ffi::lua_gethookcount(main))));
+        }
         if station.is_armed.load(Ordering::Relaxed) && with_profiler(|profiler| profiler.claim()) == Some(true) {
             ask(main);
         }
@@ -441,33 +449,31 @@ pub fn overdraw() -> bool {
     true
 }
 
-/// Whether one of the functions that are being called was called by what LuaJIT has compiled.
-fn is_called_by_compiled_code() -> bool {
-    /// Between compiled code and LuaJIT's allocator there are few frames; beyond, there may be those of callbacks.
-    const DEEP: u32 = 24;
-    struct Walk {
-        areas: Vec<(usize, usize)>,
-        left: u32,
-        found: bool,
+/// What [`overdraw`] has asked for has been done, or is not to be: the job's hook is what it was.
+///
+/// # Safety
+/// A live VM of this thread.
+unsafe fn forget_debt(state: *mut lua_State) {
+    SHORT.set(false);
+    let (own, mask, count) = JOBS_HOOK.take().unwrap_or((None, 0, 0));
+    // SAFETY: the caller's promise; the hook was set by the job.
+    unsafe { ffi::lua_sethook(state, own, mask, count) };
+}
+
+/// Another session's code is about to run: what the last one's compiled code was to raise is not for that.
+///
+/// # Safety
+/// A live VM of this thread, a worker's, which is that of `station`; called by its Lua code.
+pub unsafe fn leave_debt(state: *mut lua_State, station: &Station) {
+    if SHORT.get() {
+        let own = JOBS_HOOK.take();
+        // SAFETY: the caller's promise.
+        unsafe {
+            calm(state, station);
+            JOBS_HOOK.set(own);
+            forget_debt(state);
+        }
     }
-    extern "C" fn look(context: *mut c_void, walk: *mut c_void) -> c_int {
-        // SAFETY: the walk below, which waits for this.
-        let (walk, at) = unsafe { (&mut *walk.cast::<Walk>(), _Unwind_GetIP(context)) };
-        walk.found = walk.areas.iter().any(|(from, to)| (*from..*to).contains(&at));
-        walk.left -= 1;
-        // Anything but 0 ends the walk.
-        c_int::from(walk.found || walk.left == 0)
-    }
-    unsafe extern "C" {
-        // Of the runtime that unwinds Rust's own panics.
-        fn _Unwind_Backtrace(look: extern "C" fn(*mut c_void, *mut c_void) -> c_int, data: *mut c_void) -> c_int;
-        fn _Unwind_GetIP(context: *mut c_void) -> usize;
-    }
-    let mut walk = Walk { areas: compiled_areas(), left: DEEP, found: false };
-    // SAFETY: the function does not unwind, and the data outlives the call. Compiled code has no unwinding tables: there the
-    // walk ends, with its address as the last.
-    unsafe { _Unwind_Backtrace(look, (&raw mut walk).cast()) };
-    walk.found
 }
 
 /// Makes the guards of a VM's compiled code fail.
@@ -500,8 +506,7 @@ unsafe extern "C-unwind" fn hook(state: *mut lua_State, at: *mut ffi::lua_Debug)
         match stop {
             Some(stop) => push_bytes(state, stop.text.as_bytes()),
             None => {
-                SHORT.set(false);
-                ffi::lua_sethook(state, None, 0, 0);
+                forget_debt(state);
                 push_bytes(state, b"not enough memory");
             }
         }
@@ -588,6 +593,7 @@ pub unsafe fn calm(state: *mut lua_State, station: &Station) {
         return;
     }
     SHORT.set(false);
+    JOBS_HOOK.set(None);
     let main = station.state().cast::<lua_State>();
     station.is_late.store(false, Ordering::Relaxed);
     // SAFETY: the caller's promise. No hook and no finalizer runs, as this is called by code of ours; the mask may say

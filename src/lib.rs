@@ -19,7 +19,7 @@ pub mod mailbox;
 pub mod sleep;
 pub mod locks;
 without_loom! { gate signals timer job reaper handles pool registry }
-without_loom! { origin functions encode decode changes interrupt isolate vm host face worker }
+without_loom! { origin functions encode decode changes trace interrupt isolate vm host face worker }
 
 /// The module `msys.native`, for the Lua state that requires it.
 ///

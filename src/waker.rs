@@ -46,12 +46,12 @@ pub fn died_awake() {
 }
 
 /// Whether all our threads that are awake have a core each. If not, a thread that spins keeps from running the very
-/// thread that it spins for.
+/// thread that it spins for; as it does where there is but one core.
 #[cfg(not(loom))]
 pub fn core_is_free() -> bool {
     static CORES: OnceLock<usize> = OnceLock::new();
     let cores = *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
-    AWAKE.load(Ordering::Relaxed) <= cores
+    cores > 1 && AWAKE.load(Ordering::Relaxed) <= cores
 }
 
 const EMPTY: u32 = 0;

@@ -17,7 +17,7 @@ use crate::{
     mailbox::Mailbox,
     memory::Memory,
     pool::Worker,
-    reaper, registry,
+    reaper, registry, trace,
     vm::Vm,
     waker::Waker,
 };
@@ -43,6 +43,9 @@ pub fn run(worker: Worker) {
     }
     let pool = Arc::clone(&worker.pool);
     let limit = pool.config.memory_limit;
+    if limit != usize::MAX {
+        trace::prepare();
+    }
     // SAFETY: a new state of this thread; removed before it is closed.
     let memory = unsafe { Memory::install(state, limit, interrupt::overdraw) };
     if pool.config.interruptible {

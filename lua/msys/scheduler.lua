@@ -119,6 +119,7 @@ scheduler.failure = failure
 ---@return string
 function scheduler.text_of(value)
   local ok, text = pcall(tostring, value)
+  if not ok then scheduler.caught(text) end
   return ok and type(text) == "string" and text or ("an error value of type %s"):format(type(value))
 end
 
@@ -280,9 +281,15 @@ local function check_interrupt()
   if interrupt then
     local err = interrupt
     interrupt = nil
+    -- What `poll` does at its end.
+    if polling then
+      polling = false
+      native.watch(true)
+    end
     error(err, 0)
   end
 end
+scheduler.check_interrupt = check_interrupt
 
 local function resumed(session, previous, depth, ok, tag)
   -- One that goes on is in hand until it is in the list of those that are ready.
@@ -576,12 +583,14 @@ local function handle(kind, ...)
     check_interrupt()
   elseif kind == FAILED then
     local ticket, err, pool, job = ...
+    -- Ctrl-C, in what the user's code does for the decoding: its outcome is lost with it.
+    local is_interrupt = scheduler.caught(err)
     if ticket then
       complete(ticket, false, err, undecoded(err, pool, job))
-    else
+    elseif not is_interrupt then
       report(err, undecoded(err, pool, job))
-      check_interrupt()
     end
+    check_interrupt()
   elseif kind == LOST then
     lose_everything()
   elseif kind == STOP_JOB then
@@ -633,6 +642,8 @@ local function pumped(ticket, kind, number, ...)
   elseif kind == FAILED and number == ticket then
     local err, pool, job = ...
     release(ticket)
+    scheduler.caught(err)
+    check_interrupt()
     return false, err, undecoded(err, pool, job)
   end
   if not guarded(handle, kind, number, ...) then error("msys: the pool ends while this job waits", 0) end

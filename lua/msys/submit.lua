@@ -233,6 +233,7 @@ local function run(flags, given, pool, closure, async, completion, mode, name, l
   else
     local _, err, info = not_taken(reason, text, pool)
     submit.report(err, info)
+    scheduler.check_interrupt()
   end
   return nil
 end

@@ -302,6 +302,7 @@ function workers.newPool(count, options)
     ok, pool = pcall(threadpool.create, all)
   end
   if not ok then
+    if scheduler.note_interrupt(pool) then error(pool, 0) end
     return nil, (tostring(pool):gsub("^.-msys%.threadpool%.create: ", "msys.workers.newPool: "))
   end
   native.start_workers(pool.id)

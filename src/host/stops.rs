@@ -144,6 +144,10 @@ unsafe extern "C-unwind" fn enter(state: *mut lua_State) -> c_int {
 /// # Safety
 /// In a C function of ours.
 pub(super) unsafe fn enter_job(state: *mut lua_State, vm: &Vm, slot: Option<usize>) {
+    if let Some(station) = vm.station() {
+        // SAFETY: the VM of this thread.
+        unsafe { interrupt::leave_debt(state, station) };
+    }
     if vm.enter(slot) {
         // SAFETY: the VM of this thread, a worker's.
         unsafe { interrupt::set_hook(state) };

@@ -1,0 +1,152 @@
+//! Whether a VM is in compiled code just now, which LuaJIT tells nobody.
+//!
+//! Called by `interrupt`. A VM notes the number of the trace that it runs, and what else it does as negative numbers, in
+//! a word at the same distance from each VM's main state. That is found by watching a VM of its own at work: in its
+//! allocator, which compiled code calls, one word has the number of the one loop's trace, then that of the other's, and
+//! is negative while the interpreter runs.
+
+use std::{
+    ffi::{CStr, c_void},
+    ptr::null_mut,
+    sync::OnceLock,
+};
+
+use crate::luajit::{ffi, lua_State};
+
+/// The state, and what stands with it in one block: its first part has the word.
+const NEAR: usize = 4096;
+const WORDS: usize = NEAR / size_of::<i32>();
+
+/// Two loops that allocate, and one that is not compiled.
+const LOOPS: &CStr = c"
+  jit.on()
+  jit.opt.start(3, 'hotloop=10')
+  local function one() local list = {} for i = 1, 200 do list[i] = { i } end end
+  local function other() local list = {} for i = 1, 200 do list[i] = { i, i } end end
+  local function plain() local list = {} for i = 1, 200 do list[i] = { i } end end
+  jit.off(plain)
+  one() other()
+  return plain, one, other
+";
+
+/// What the words were when the allocator was called.
+struct Watch {
+    inner: unsafe extern "C" fn(*mut c_void, *mut c_void, usize, usize) -> *mut c_void,
+    inner_data: *mut c_void,
+    state: *mut lua_State,
+    calls: usize,
+    /// How often each word was negative, and how often it had its last value, which is positive.
+    negative: Vec<usize>,
+    last: Vec<i32>,
+    repeated: Vec<usize>,
+}
+
+impl Watch {
+    fn clear(&mut self) {
+        self.calls = 0;
+        for word in 0..WORDS {
+            (self.negative[word], self.last[word], self.repeated[word]) = (0, 0, 0);
+        }
+    }
+}
+
+/// # Safety
+/// As LuaJIT's allocators; `data` is a [`Watch`].
+unsafe extern "C" fn allocate(data: *mut c_void, block: *mut c_void, old: usize, new: usize) -> *mut c_void {
+    // SAFETY: the watch outlives its use. The block that has the state is larger than what is read.
+    unsafe {
+        let watch = &mut *data.cast::<Watch>();
+        if new > 0 && block.is_null() {
+            watch.calls += 1;
+            for word in 0..WORDS {
+                let value = watch.state.cast::<i32>().add(word).read_volatile();
+                watch.negative[word] += usize::from(value < 0);
+                watch.repeated[word] += usize::from(value > 0 && value == watch.last[word]);
+                watch.last[word] = value;
+            }
+        }
+        (watch.inner)(watch.inner_data, block, old, new)
+    }
+}
+
+/// Where the word is, in words from a main state on.
+fn find() -> Option<usize> {
+    // SAFETY: a new state of this thread, which is closed with its own allocator. Everything in it is protected.
+    unsafe {
+        let state = ffi::luaL_newstate();
+        if state.is_null() {
+            return None;
+        }
+        ffi::luaL_openlibs(state);
+        let mut inner_data = null_mut();
+        let inner = ffi::lua_getallocf(state, &mut inner_data);
+        let mut watch = Watch {
+            inner,
+            inner_data,
+            state,
+            calls: 0,
+            negative: vec![0; WORDS],
+            last: vec![0; WORDS],
+            repeated: vec![0; WORDS],
+        };
+        let source = LOOPS.to_bytes();
+        let mut found: Option<Vec<usize>> = None;
+        if ffi::luaL_loadbuffer(state, source.as_ptr().cast(), source.len(), c"=msys".as_ptr()) == ffi::LUA_OK
+            && ffi::lua_pcall(state, 0, 3, 0) == ffi::LUA_OK
+        {
+            ffi::lua_setallocf(state, allocate, (&raw mut watch).cast());
+            let mut numbers = vec![0; WORDS];
+            for loop_of in 1..=3 {
+                watch.clear();
+                ffi::lua_pushvalue(state, loop_of);
+                if ffi::lua_pcall(state, 0, 0, 0) != ffi::LUA_OK || watch.calls < 100 {
+                    found = None;
+                    break;
+                }
+                let most = watch.calls * 3 / 4;
+                let fits = |word: &usize| match loop_of {
+                    1 => watch.negative[*word] == watch.calls,
+                    2 => watch.repeated[*word] > most,
+                    _ => watch.repeated[*word] > most && watch.last[*word] != numbers[*word],
+                };
+                found = Some(match found {
+                    None => (0..WORDS).filter(fits).collect(),
+                    Some(words) => words.into_iter().filter(|word| fits(word)).collect(),
+                });
+                numbers.copy_from_slice(&watch.last);
+            }
+            ffi::lua_setallocf(state, inner, inner_data);
+        }
+        ffi::lua_close(state);
+        match found.as_deref() {
+            Some([word]) => Some(*word),
+            _ => None,
+        }
+    }
+}
+
+static WORD: OnceLock<Option<usize>> = OnceLock::new();
+
+/// Finds out where to look; before [`runs`] is asked.
+pub fn prepare() {
+    WORD.get_or_init(find);
+}
+
+/// Whether compiled code of this VM has called the function that asks; false where that is not known.
+///
+/// # Safety
+/// The main state of a live VM of this thread.
+pub unsafe fn runs(main: *mut lua_State) -> bool {
+    let Some(Some(word)) = WORD.get() else { return false };
+    // SAFETY: within the block of the state.
+    unsafe { main.cast::<i32>().add(*word).read_volatile() > 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    #[cfg(not(feature = "module"))]
+    fn the_word_is_found() {
+        assert!(super::find().is_some());
+    }
+}
