@@ -22,7 +22,9 @@ for _ = 1, 2 do
     isolated:submit(assert(msys.workers.compile "while true do end"))
   end)
 end
-msys.runInPool("IO", function() os.execute "sleep 3" end, { async = true, timeout = 0.05 })
+-- In C for a second or more. Not in os.execute, while which the process ignores Ctrl-C.
+local stuck = msys.threadpool.create { name = "stuck", concurrency = 1 }
+msys.runInPool(stuck, function() return (("a"):rep(300):find ".-.-.-.-b") end, { async = true, timeout = 0.05 })
 msys.onError(function() end)
 msys.sleep(0.1)
 ]]

@@ -102,33 +102,44 @@ unsafe extern "C-unwind" fn scanned(state: *mut lua_State) -> c_int {
     0
 }
 
-/// `fresh_names(source)` → what the chunk `source`, which is always the same, gives in a new VM: a string
+/// `fresh_names(source)` → what the chunk `source` gives in a new VM: a string
 unsafe extern "C-unwind" fn fresh_names(state: *mut lua_State) -> c_int {
-    /// A new VM is made once in the process.
-    static GIVEN: OnceLock<Vec<u8>> = OnceLock::new();
+    /// What each source has given, of which there are two: a new VM is made once for it in the process.
+    static GIVEN: [OnceLock<(Vec<u8>, Vec<u8>)>; 2] = [const { OnceLock::new() }; 2];
+    // SAFETY: a string argument. What has a destructor is gone before anything is raised.
+    unsafe {
+        let source = string_at(state, 1);
+        let known = || GIVEN.iter().filter_map(OnceLock::get).find(|(other, _)| other == source);
+        if known().is_none() {
+            let Some(given) = in_new_vm(source) else { return 0 };
+            let mut entry = (source.to_vec(), given);
+            for place in &GIVEN {
+                match place.set(entry) {
+                    Ok(()) => break,
+                    Err(back) => entry = back,
+                }
+            }
+        }
+        let Some((_, given)) = known() else { return 0 };
+        push_bytes(state, given);
+        1
+    }
+}
+
+/// The string that the chunk `source` gives in a new VM.
+fn in_new_vm(source: &[u8]) -> Option<Vec<u8>> {
     // SAFETY: the new VM is this call's own; what it runs is protected, and its string is copied before it is closed.
     unsafe {
-        if let Some(given) = GIVEN.get() {
-            push_bytes(state, given);
-            return 1;
-        }
-        let source = string_at(state, 1);
         let fresh = ffi::luaL_newstate();
         if fresh.is_null() {
-            return 0;
+            return None;
         }
         ffi::luaL_openlibs(fresh);
         let loaded = ffi::luaL_loadbuffer(fresh, source.as_ptr().cast(), source.len(), c"=msys".as_ptr());
         let ran = loaded == ffi::LUA_OK && ffi::lua_pcall(fresh, 0, 1, 0) == ffi::LUA_OK;
-        let given = ran && ffi::lua_type(fresh, -1) == ffi::LUA_TSTRING;
-        if given {
-            GIVEN.get_or_init(|| string_at(fresh, -1).to_vec());
-        }
+        let given = (ran && ffi::lua_type(fresh, -1) == ffi::LUA_TSTRING).then(|| string_at(fresh, -1).to_vec());
         ffi::lua_close(fresh);
-        if let Some(given) = GIVEN.get() {
-            push_bytes(state, given);
-        }
-        c_int::from(given)
+        given
     }
 }
 
