@@ -436,10 +436,9 @@ pub fn overdraw() -> bool {
     station.is_touched.store(true, Ordering::Relaxed);
     // SAFETY: as above.
     unsafe {
-        if !SHORT.replace(true) {
-            let own = ffi::lua_gethook(main);
-            let is_jobs = own.is_some_and(|own| !std::ptr::fn_addr_eq(own, hook as unsafe extern "C-unwind" fn(_, _)));
-            JOBS_HOOK.set(is_jobs.then(|| (own, ffi::lua_gethookmask(main), ffi::lua_gethookcount(main))));
+        SHORT.set(true);
+        if !is_ours_set(main) {
+            JOBS_HOOK.set(Some((ffi::lua_gethook(main), ffi::lua_gethookmask(main), ffi::lua_gethookcount(main))));
         }
         if station.is_armed.load(Ordering::Relaxed) && with_profiler(|profiler| profiler.claim()) == Some(true) {
             ask(main);
@@ -449,15 +448,30 @@ pub fn overdraw() -> bool {
     true
 }
 
-/// What [`overdraw`] has asked for has been done, or is not to be: the job's hook is what it was.
+/// Whether the hook of a VM is our own.
+///
+/// # Safety
+/// A live VM of this thread.
+unsafe fn is_ours_set(state: *mut lua_State) -> bool {
+    // SAFETY: the caller's promise.
+    let set = unsafe { ffi::lua_gethook(state) };
+    set.is_some_and(|set| std::ptr::fn_addr_eq(set, hook as ffi::lua_Hook))
+}
+
+/// What [`overdraw`] has asked for has been done, or is not to be: the job's hook is what it was, if it has set no other.
 ///
 /// # Safety
 /// A live VM of this thread.
 unsafe fn forget_debt(state: *mut lua_State) {
     SHORT.set(false);
     let (own, mask, count) = JOBS_HOOK.take().unwrap_or((None, 0, 0));
-    // SAFETY: the caller's promise; the hook was set by the job.
-    unsafe { ffi::lua_sethook(state, own, mask, count) };
+    // SAFETY: the caller's promise; the hook was set by the job. What is set in between makes the update a full one.
+    unsafe {
+        if is_ours_set(state) {
+            ffi::lua_sethook(state, Some(hook), ffi::LUA_MASKCOUNT, c_int::MAX);
+            ffi::lua_sethook(state, own, mask, count);
+        }
+    }
 }
 
 /// Another session's code is about to run: what the last one's compiled code was to raise is not for that.
@@ -465,15 +479,23 @@ unsafe fn forget_debt(state: *mut lua_State) {
 /// # Safety
 /// A live VM of this thread, a worker's, which is that of `station`; called by its Lua code.
 pub unsafe fn leave_debt(state: *mut lua_State, station: &Station) {
-    if SHORT.get() {
-        let own = JOBS_HOOK.take();
-        // SAFETY: the caller's promise.
-        unsafe {
-            calm(state, station);
-            JOBS_HOOK.set(own);
-            forget_debt(state);
-        }
+    if !SHORT.get() {
+        return;
     }
+    let main = station.state().cast::<lua_State>();
+    // SAFETY: the caller's promise.
+    unsafe {
+        if let (Some(mask), false) = (mask_of(main), main.is_null()) {
+            mask.write_volatile(mask.read_volatile() & !PROFILE);
+        }
+        forget_debt(state);
+    }
+}
+
+/// The VM of the code that owes anything is left for another one.
+pub fn drop_debt() {
+    SHORT.set(false);
+    JOBS_HOOK.set(None);
 }
 
 /// Makes the guards of a VM's compiled code fail.

@@ -1,21 +1,21 @@
 //! Whether a VM is in compiled code just now, which LuaJIT tells nobody.
 //!
-//! Called by `interrupt`. A VM notes the number of the trace that it runs, and what else it does as negative numbers, in
-//! a word at the same distance from each VM's main state. That is found by watching a VM of its own at work: in its
-//! allocator, which compiled code calls, one word has the number of the one loop's trace, then that of the other's, and
-//! is negative while the interpreter runs.
+//! Called by `interrupt`. While compiled code runs, or C that it has called, a VM notes where its part of the stack
+//! begins, in a word that is null at other times, at the same distance from each VM's main state. That is found by
+//! watching a VM at work, in its allocator: the one word that is null while the interpreter runs, and always the same
+//! address while a compiled loop does.
 
 use std::{
     ffi::{CStr, c_void},
     ptr::null_mut,
-    sync::OnceLock,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use crate::luajit::{ffi, lua_State};
 
 /// The state, and what stands with it in one block: its first part has the word.
 const NEAR: usize = 4096;
-const WORDS: usize = NEAR / size_of::<i32>();
+const WORDS: usize = NEAR / size_of::<usize>();
 
 /// Two loops that allocate, and one that is not compiled.
 const LOOPS: &CStr = c"
@@ -35,18 +35,18 @@ struct Watch {
     inner_data: *mut c_void,
     state: *mut lua_State,
     calls: usize,
-    /// How often each word was negative, and how often it had its last value, which is positive.
-    negative: Vec<usize>,
-    last: Vec<i32>,
-    repeated: Vec<usize>,
+    /// How often each word was null, and how often it was the address that it had been before.
+    null: Vec<usize>,
+    last: Vec<usize>,
+    same: Vec<usize>,
 }
 
 impl Watch {
     fn clear(&mut self) {
         self.calls = 0;
-        for word in 0..WORDS {
-            (self.negative[word], self.last[word], self.repeated[word]) = (0, 0, 0);
-        }
+        self.null.fill(0);
+        self.last.fill(0);
+        self.same.fill(0);
     }
 }
 
@@ -59,9 +59,10 @@ unsafe extern "C" fn allocate(data: *mut c_void, block: *mut c_void, old: usize,
         if new > 0 && block.is_null() {
             watch.calls += 1;
             for word in 0..WORDS {
-                let value = watch.state.cast::<i32>().add(word).read_volatile();
-                watch.negative[word] += usize::from(value < 0);
-                watch.repeated[word] += usize::from(value > 0 && value == watch.last[word]);
+                let value = watch.state.cast::<usize>().add(word).read_volatile();
+                watch.null[word] += usize::from(value == 0);
+                let is_address = value > 1 << 16 && value.is_multiple_of(8);
+                watch.same[word] += usize::from(is_address && value == watch.last[word]);
                 watch.last[word] = value;
             }
         }
@@ -85,9 +86,9 @@ fn find() -> Option<usize> {
             inner_data,
             state,
             calls: 0,
-            negative: vec![0; WORDS],
+            null: vec![0; WORDS],
             last: vec![0; WORDS],
-            repeated: vec![0; WORDS],
+            same: vec![0; WORDS],
         };
         let source = LOOPS.to_bytes();
         let mut found: Option<Vec<usize>> = None;
@@ -95,7 +96,6 @@ fn find() -> Option<usize> {
             && ffi::lua_pcall(state, 0, 3, 0) == ffi::LUA_OK
         {
             ffi::lua_setallocf(state, allocate, (&raw mut watch).cast());
-            let mut numbers = vec![0; WORDS];
             for loop_of in 1..=3 {
                 watch.clear();
                 ffi::lua_pushvalue(state, loop_of);
@@ -105,15 +105,13 @@ fn find() -> Option<usize> {
                 }
                 let most = watch.calls * 3 / 4;
                 let fits = |word: &usize| match loop_of {
-                    1 => watch.negative[*word] == watch.calls,
-                    2 => watch.repeated[*word] > most,
-                    _ => watch.repeated[*word] > most && watch.last[*word] != numbers[*word],
+                    1 => watch.null[*word] == watch.calls,
+                    _ => watch.same[*word] > most,
                 };
                 found = Some(match found {
                     None => (0..WORDS).filter(fits).collect(),
                     Some(words) => words.into_iter().filter(|word| fits(word)).collect(),
                 });
-                numbers.copy_from_slice(&watch.last);
             }
             ffi::lua_setallocf(state, inner, inner_data);
         }
@@ -125,11 +123,16 @@ fn find() -> Option<usize> {
     }
 }
 
-static WORD: OnceLock<Option<usize>> = OnceLock::new();
+/// Where to look; 0 where that is not known. No lock, which a fork could leave locked: two threads find the same.
+static WORD: AtomicUsize = AtomicUsize::new(0);
 
 /// Finds out where to look; before [`runs`] is asked.
 pub fn prepare() {
-    WORD.get_or_init(find);
+    if WORD.load(Ordering::Relaxed) == 0
+        && let Some(word) = find()
+    {
+        WORD.store(word, Ordering::Relaxed);
+    }
 }
 
 /// Whether compiled code of this VM has called the function that asks; false where that is not known.
@@ -137,9 +140,9 @@ pub fn prepare() {
 /// # Safety
 /// The main state of a live VM of this thread.
 pub unsafe fn runs(main: *mut lua_State) -> bool {
-    let Some(Some(word)) = WORD.get() else { return false };
+    let word = WORD.load(Ordering::Relaxed);
     // SAFETY: within the block of the state.
-    unsafe { main.cast::<i32>().add(*word).read_volatile() > 0 }
+    word != 0 && unsafe { main.cast::<usize>().add(word).read_volatile() != 0 }
 }
 
 #[cfg(test)]

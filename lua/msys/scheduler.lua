@@ -575,6 +575,7 @@ local function handle(kind, ...)
     check_interrupt()
   elseif kind == REQUIRE then
     local name = ...
+    if is_worker then enter(-1) end
     -- If it fails, decoding the event fails, and says which module is not there.
     local ok, err = pcall(require, name)
     if not ok then package.loaded[name] = nil end

@@ -245,6 +245,7 @@ impl Isolate {
                 ffi::lua_cpcall(state, finish, null_mut());
             }
         }
+        interrupt::drop_debt();
         station.set_state(outer);
         station.is_isolated.store(false, Ordering::Release);
         station.is_armed.store(is_armed, Ordering::Release);
