@@ -291,36 +291,6 @@ describe("compiled code that meets memory_limit, in odd places,", function()
     )
   end)
 
-  it("leaves what it owes to no other job, where it yields first", function()
-    says(
-      "others end well\n",
-      [[
-        local well = 0
-        for _ = 1, 5 do
-          msys.spawn(function()
-            local ok, count = msys.runInPool(pool, function()
-              jit.off(true)
-              local count = 0
-              for _ = 1, 20000 do count = count + 1 coroutine.yield() end
-              return count
-            end)
-            if ok and count == 20000 then well = well + 1 end
-          end)
-          msys.spawn(function()
-            msys.runInPool(pool, function()
-              local list = require "table.new"(20000, 0)
-              for i = 1, 20000 do list[i] = { i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i, i } coroutine.yield() end
-              return #list
-            end)
-          end)
-          msys.run()
-        end
-        -- One may be what asks for the piece that is too much, to yield.
-        print(well >= 2 and "others end well" or well)
-      ]]
-    )
-  end)
-
   it("keeps the job's own hook", function()
     says(
       "100000\tfalse\tnot enough memory\t100000\n",
