@@ -27,10 +27,7 @@ end
 
 local pool = msys.threadpool.create { name = "code", concurrency = 1 }
 
-local function checked(ok, ...)
-  if not ok then error((...), 0) end
-  return ...
-end
+local checked = measure.must
 
 local function traces()
   local util, count = require "jit.util", 0

@@ -4,12 +4,7 @@ local measure = require "bench.measure"
 local msys = require "msys"
 local thread = require "thread"
 
-local now = measure.now
-
-local function must(ok, ...)
-  if not ok then error((...), 0) end
-  return ...
-end
+local now, must = measure.now, measure.must
 
 --- Microseconds a job, sent and run, of so many that are queued at once.
 local function queued(count)
@@ -31,23 +26,30 @@ local function queued(count)
   return (sent - started) / count * 1e6, (ended - sent) / count * 1e6
 end
 
+--- Seconds a call of `fn(session, i)`, `each` from so many sessions.
+local function from_sessions(count, each, fn)
+  for session = 1, count do
+    msys.spawn(function()
+      for i = 1, each do
+        fn(session, i)
+      end
+    end)
+  end
+  local started = now()
+  msys.run()
+  return (now() - started) / (count * each)
+end
+
 --- Microseconds a job, of so many sessions that each wait for one at a time.
 local function sessions(count)
   local pool = msys.threadpool.create { name = "sessions", concurrency = 2, backlog = 2 ^ 21 }
   local each = math.max(1, math.floor(100000 / count))
   local function all()
-    for _ = 1, count do
-      msys.spawn(function()
-        for i = 1, each do
-          must(msys.runInPool(pool, function()
-            return i
-          end))
-        end
-      end)
-    end
-    local started = now()
-    msys.run()
-    return (now() - started) / (count * each) * 1e6
+    return from_sessions(count, each, function(_, i)
+      must(msys.runInPool(pool, function()
+        return i
+      end))
+    end) * 1e6
   end
   all()
   local time = all()
@@ -60,18 +62,11 @@ local function workers(count)
   local jobs = require "bench.peers.jobs"
   local pool = msys.threadpool.create { name = "workers", concurrency = count }
   local function all(each, fn)
-    for _ = 1, 100 do
-      msys.spawn(function()
-        for i = 1, each do
-          must(msys.runInPool(pool, function()
-            return fn(i)
-          end))
-        end
-      end)
-    end
-    local started = now()
-    msys.run()
-    return (now() - started) / (100 * each)
+    return from_sessions(100, each, function(_, i)
+      must(msys.runInPool(pool, function()
+        return fn(i)
+      end))
+    end)
   end
   local function nothing(i)
     return i
@@ -93,18 +88,11 @@ local function pools(count)
     list[place] = msys.threadpool.create { name = "pool " .. place, concurrency = 1 }
   end
   local function all(each)
-    for session = 1, 100 do
-      msys.spawn(function()
-        for i = 1, each do
-          must(msys.runInPool(list[(session + i) % count + 1], function()
-            return i
-          end))
-        end
-      end)
-    end
-    local started = now()
-    msys.run()
-    return (now() - started) / (100 * each) * 1e6
+    return from_sessions(100, each, function(session, i)
+      must(msys.runInPool(list[(session + i) % count + 1], function()
+        return i
+      end))
+    end) * 1e6
   end
   all(20)
   local time = all(500)

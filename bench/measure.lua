@@ -74,4 +74,17 @@ function measure.ratio(medians, what, one, other, times)
   print(("%s: %.2f times"):format(what, times and b / a or a / b))
 end
 
+--- A figure with three digits that count, or all of those before the point.
+---@param value number
+---@return string
+function measure.short(value)
+  return (value < 1000 and "%.3g" or "%.0f"):format(value)
+end
+
+--- The results of a job; raises its error.
+function measure.must(ok, ...)
+  if not ok then error((...), 0) end
+  return ...
+end
+
 return measure

@@ -6,6 +6,8 @@
 local measure = require "bench.measure"
 local chart = require "bench.chart"
 
+local short = measure.short
+
 local PEERS = { "msys", "luv", "cqueues", "love", "nginx" }
 local NAMES = {
   msys = "msys",
@@ -133,11 +135,6 @@ for place, row in ipairs(ROWS) do
     end
     io.stderr:write "\n"
   end
-end
-
---- A figure with three digits that count, or all of those before the point.
-local function short(value)
-  return (value < 1000 and "%.3g" or "%.0f"):format(value)
 end
 
 local lines = {}

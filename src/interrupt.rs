@@ -383,13 +383,12 @@ extern "C" fn handle(_: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
     if !state.is_null() && station.is_busy() {
         station.is_touched.store(true, Ordering::Relaxed);
         let guards = station.is_armed.load(Ordering::Relaxed) && IS_OPEN.load(Ordering::Acquire);
-        if let Some(mask) = mask_of(state) {
-            let off = if station.is_late.load(Ordering::Relaxed) { BUSY } else { 0 };
-            // SAFETY: the mask of this thread's VM.
-            unsafe { mask.write_volatile(mask.read_volatile() & !off | if guards { PROFILE } else { 0 }) };
-        }
+        let off = if station.is_late.load(Ordering::Relaxed) { BUSY } else { 0 };
         // SAFETY: a live VM of this thread.
-        unsafe { set_hook_anew(state) };
+        unsafe {
+            change_mask(state, off, if guards { PROFILE } else { 0 });
+            set_hook_anew(state);
+        }
     }
     station.answers.fetch_add(1, Ordering::Release);
     // SAFETY: as above.
@@ -416,7 +415,7 @@ pub unsafe fn set_hook(state: *mut lua_State) {
         if let Some(station) = STATION.get().as_ref() {
             station.is_touched.store(true, Ordering::Relaxed);
             if station.is_armed.load(Ordering::Relaxed) && IS_OPEN.load(Ordering::Acquire) {
-                ask(station.state().cast());
+                change_mask(station.state().cast(), 0, PROFILE);
             }
         }
         set_hook_anew(state);
@@ -441,7 +440,7 @@ pub fn overdraw() -> bool {
             JOBS_HOOK.set(Some((ffi::lua_gethook(main), ffi::lua_gethookmask(main), ffi::lua_gethookcount(main))));
         }
         if station.is_armed.load(Ordering::Relaxed) && with_profiler(|profiler| profiler.claim()) == Some(true) {
-            ask(main);
+            change_mask(main, 0, PROFILE);
         }
         set_hook_anew(main);
     }
@@ -485,9 +484,7 @@ pub unsafe fn leave_debt(state: *mut lua_State, station: &Station) {
     let main = station.state().cast::<lua_State>();
     // SAFETY: the caller's promise.
     unsafe {
-        if let (Some(mask), false) = (mask_of(main), main.is_null()) {
-            mask.write_volatile(mask.read_volatile() & !PROFILE);
-        }
+        change_mask(main, PROFILE, 0);
         forget_debt(state);
     }
 }
@@ -498,16 +495,17 @@ pub fn drop_debt() {
     JOBS_HOOK.set(None);
 }
 
-/// Makes the guards of a VM's compiled code fail.
+/// Takes bits out of a VM's hook mask, if it is known where that is, and puts others in: with [`PROFILE`] the guards of
+/// its compiled code fail.
 ///
 /// # Safety
-/// Null, or a live VM of this thread.
-unsafe fn ask(main: *mut lua_State) {
+/// Null, or the main state of a live VM of this thread.
+unsafe fn change_mask(main: *mut lua_State, off: u8, on: u8) {
     if !main.is_null()
         && let Some(mask) = mask_of(main)
     {
         // SAFETY: the mask of this thread's VM.
-        unsafe { mask.write_volatile(mask.read_volatile() | PROFILE) };
+        unsafe { mask.write_volatile(mask.read_volatile() & !off | on) };
     }
 }
 
@@ -614,17 +612,14 @@ pub unsafe fn calm(state: *mut lua_State, station: &Station) {
     if !station.is_touched.swap(false, Ordering::AcqRel) {
         return;
     }
-    SHORT.set(false);
-    JOBS_HOOK.set(None);
+    drop_debt();
     let main = station.state().cast::<lua_State>();
     station.is_late.store(false, Ordering::Relaxed);
     // SAFETY: the caller's promise. No hook and no finalizer runs, as this is called by code of ours; the mask may say
     // so all the same, where one was left by an error. The hook that is set in between makes the update a full one.
     unsafe {
-        if let (Some(mask), false) = (mask_of(main), main.is_null()) {
-            ffi::lua_sethook(state, Some(hook), ffi::LUA_MASKCOUNT, c_int::MAX);
-            mask.write_volatile(mask.read_volatile() & !(BUSY | PROFILE));
-        }
+        ffi::lua_sethook(state, Some(hook), ffi::LUA_MASKCOUNT, c_int::MAX);
+        change_mask(main, BUSY | PROFILE, 0);
         ffi::lua_sethook(state, None, 0, 0);
     }
 }

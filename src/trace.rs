@@ -91,33 +91,27 @@ fn find() -> Option<usize> {
             same: vec![0; WORDS],
         };
         let source = LOOPS.to_bytes();
-        let mut found: Option<Vec<usize>> = None;
+        let mut words: Vec<usize> = (1..WORDS).collect();
+        let mut is_watched = false;
         if ffi::luaL_loadbuffer(state, source.as_ptr().cast(), source.len(), c"=msys".as_ptr()) == ffi::LUA_OK
             && ffi::lua_pcall(state, 0, 3, 0) == ffi::LUA_OK
         {
             ffi::lua_setallocf(state, allocate, (&raw mut watch).cast());
-            for loop_of in 1..=3 {
+            is_watched = (1..=3).all(|loop_of| {
                 watch.clear();
                 ffi::lua_pushvalue(state, loop_of);
-                if ffi::lua_pcall(state, 0, 0, 0) != ffi::LUA_OK || watch.calls < 100 {
-                    found = None;
-                    break;
-                }
-                let most = watch.calls * 3 / 4;
-                let fits = |word: &usize| match loop_of {
+                let ran = ffi::lua_pcall(state, 0, 0, 0) == ffi::LUA_OK;
+                words.retain(|word| match loop_of {
                     1 => watch.null[*word] == watch.calls,
-                    _ => watch.same[*word] > most,
-                };
-                found = Some(match found {
-                    None => (0..WORDS).filter(fits).collect(),
-                    Some(words) => words.into_iter().filter(|word| fits(word)).collect(),
+                    _ => watch.same[*word] > watch.calls * 3 / 4,
                 });
-            }
+                ran && watch.calls >= 100
+            });
             ffi::lua_setallocf(state, inner, inner_data);
         }
         ffi::lua_close(state);
-        match found.as_deref() {
-            Some([word]) => Some(*word),
+        match words[..] {
+            [word] if is_watched => Some(word),
             _ => None,
         }
     }

@@ -104,12 +104,6 @@ local rows = {
     end
     return jobs.print_trips(warm)
   end,
-  numeric = function()
-    return speed_up "numeric"
-  end,
-  tables = function()
-    return speed_up "tables"
-  end,
   pool = function()
     local list = {}
     for i = 1, COUNT.pool do
@@ -141,6 +135,5 @@ local rows = {
   end,
 }
 
-local value = rows[arg[1]]()
-if value then print(("%.6g"):format(value)) end
+jobs.measure(rows, arg[1], speed_up)
 os.exit(0, false)

@@ -72,6 +72,21 @@ function jobs.print_trips(list)
   print(("%.3f %.3f"):format(list[math.ceil(#list * 0.5)] * 1e6, list[math.ceil(#list * 0.99)] * 1e6))
 end
 
+--- Measures a row and prints its figure, if it has not printed any itself. `speed_up(row)` is the row of numeric and of
+--- table-heavy jobs.
+---@param rows table<string, fun(): number?>
+---@param row string
+---@param speed_up fun(row: string): number
+function jobs.measure(rows, row, speed_up)
+  local value
+  if row == "numeric" or row == "tables" then
+    value = speed_up(row)
+  else
+    value = rows[row]()
+  end
+  if value then print(("%.6g"):format(value)) end
+end
+
 --- KiB that this process has in memory.
 function jobs.resident()
   local file = assert(io.open "/proc/self/statm")

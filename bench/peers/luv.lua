@@ -64,12 +64,6 @@ local rows = {
     trips(2000)
     return jobs.print_trips(trips(COUNT.trip))
   end,
-  numeric = function()
-    return speed_up "numeric"
-  end,
-  tables = function()
-    return speed_up "tables"
-  end,
   memory = function()
     -- In a process with as many threads as UV_THREADPOOL_SIZE says: all of them have run one.
     local count = tonumber(os.getenv "UV_THREADPOOL_SIZE")
@@ -88,5 +82,4 @@ local rows = {
   end,
 }
 
-local value = rows[arg[1]]()
-if value then print(("%.6g"):format(value)) end
+jobs.measure(rows, arg[1], speed_up)

@@ -4,14 +4,9 @@ local jobs = require "bench.peers.jobs"
 local measure = require "bench.measure"
 local msys = require "msys"
 
-local now, COUNT = measure.now, jobs.COUNT
+local now, must, COUNT = measure.now, measure.must, jobs.COUNT
 local SCHED = msys.core.ECTP_COMPLETE_CALLBACK_SCHED
 local pool = msys.threadpool.create { name = "bench", concurrency = jobs.WORKERS, backlog = 2 ^ 20 }
-
-local function must(ok, ...)
-  if not ok then error((...), 0) end
-  return ...
-end
 
 local function tiny(count)
   local done, started = 0, now()
@@ -145,12 +140,6 @@ local rows = {
     trips(2000)
     return jobs.print_trips(trips(COUNT.trip))
   end,
-  numeric = function()
-    return speed_up "numeric"
-  end,
-  tables = function()
-    return speed_up "tables"
-  end,
   fib = function()
     -- Nested calls a second, of fib(20): 10,945 jobs.
     must(msys.runInPool(pool, fib, { args = { 16 } }))
@@ -225,5 +214,4 @@ local rows = {
   end,
 }
 
-local value = rows[arg[1]]()
-if value then print(("%.6g"):format(value)) end
+jobs.measure(rows, arg[1], speed_up)

@@ -87,12 +87,6 @@ local rows = {
     stop(threads)
     return jobs.print_trips(list)
   end,
-  numeric = function()
-    return speed_up "numeric"
-  end,
-  tables = function()
-    return speed_up "tables"
-  end,
   pool = function()
     local list = {}
     for i = 1, COUNT.pool do
@@ -121,8 +115,7 @@ local rows = {
 }
 
 function love.run()
-  local value = rows[row]()
-  if value then print(("%.6g"):format(value)) end
+  jobs.measure(rows, row, speed_up)
   return function()
     return 0
   end

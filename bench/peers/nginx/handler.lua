@@ -51,15 +51,8 @@ local rows = {
     end
     return jobs.print_trips(list)
   end,
-  numeric = function()
-    return speed_up "numeric"
-  end,
-  tables = function()
-    return speed_up "tables"
-  end,
 }
 
 -- The figures go into the answer.
 print = ngx.say
-local value = rows[ngx.var.uri:sub(2)]()
-if value then ngx.say(("%.6g"):format(value)) end
+jobs.measure(rows, ngx.var.uri:sub(2), speed_up)
