@@ -4,6 +4,7 @@
 --- modules that the file has loaded, and specs are to test one msys in one VM.
 
 local msys = require "msys"
+local native = require "msys.native"
 local scheduler = require "msys.scheduler"
 
 local helper = {}
@@ -256,7 +257,7 @@ local function unfinished()
     if not name then break end
     counts[name] = value
   end
-  return assert(counts.sessions), assert(counts.completions)
+  return assert(counts.sessions), native.completions(0)
 end
 
 local function in_flight(pool)

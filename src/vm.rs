@@ -209,6 +209,16 @@ pub struct Vm {
     /// There is no memory for new jobs.
     full: Cell<bool>,
     turns: Cell<u32>,
+    /// The session that runs is not to be used again as it is (`host/direct.rs`).
+    pub touched: Cell<bool>,
+    /// The slot that the session made for `turn` has in Lua.
+    pub direct_slot: Cell<Option<usize>>,
+    /// The job that `turn` is about to run, or has run: should memory run out there, that is what is lost.
+    pub in_hand: Cell<Option<usize>>,
+    /// Completions of this VM's scheduler that are awaited or run.
+    pub completions: Cell<isize>,
+    tickets: Cell<u64>,
+    spare_tickets: RefCell<Vec<u64>>,
     /// A signal ended the last wait, and nothing was waited for since.
     interrupted: Cell<bool>,
     generation: Cell<u32>,
@@ -297,6 +307,12 @@ impl Vm {
             full: Cell::new(false),
             interrupted: Cell::new(false),
             turns: Cell::new(0),
+            touched: Cell::new(false),
+            direct_slot: Cell::new(None),
+            in_hand: Cell::new(None),
+            completions: Cell::new(0),
+            tickets: Cell::new(0),
+            spare_tickets: RefCell::default(),
             generation: Cell::new(registry::generation()),
             ids: RefCell::default(),
             spare: RefCell::default(),
@@ -721,6 +737,31 @@ impl Vm {
         }
     }
 
+    /// The completion with this ticket has run to its end.
+    pub fn end_completion(&self, ticket: u64) {
+        self.completions.set(self.completions.get() - 1);
+        self.settle(ticket);
+        self.release_ticket(ticket);
+    }
+
+    /// A ticket that nobody uses. Those that are done with are used again, so that what waits stays an array.
+    pub fn new_ticket(&self) -> u64 {
+        self.spare_tickets.borrow_mut().pop().unwrap_or_else(|| {
+            self.tickets.set(self.tickets.get() + 1);
+            self.tickets.get()
+        })
+    }
+
+    /// Ends a ticket: nothing will come for it any more.
+    pub fn release_ticket(&self, ticket: u64) {
+        self.spare_tickets.borrow_mut().push(ticket);
+    }
+
+    /// How many tickets there are, used or not.
+    pub fn tickets(&self) -> u64 {
+        self.tickets.get()
+    }
+
     /// Sets a timer.
     pub fn set_timer(&self, seconds: f64, ticket: u64) {
         // More than the clock can hold is "never"; ten years are enough for that.
@@ -1038,6 +1079,13 @@ impl Vm {
     /// Who awaits the job in `slot`.
     pub fn mode_of(&self, slot: usize) -> Option<Mode> {
         self.running.borrow().get(slot)?.as_ref().map(|running| running.job.value.mode)
+    }
+
+    /// Whether the job in `slot` can look at its environment as a table, which its coroutine is then to have too.
+    pub fn has_open_environment(&self, slot: usize) -> bool {
+        let running = self.running.borrow();
+        let message = running.get(slot).and_then(|running| Some(&running.as_ref()?.job.value.message));
+        message.and_then(|message| message.bytes.get(1)).is_some_and(|flags| flags & wire::flag::OPEN_ENV != 0)
     }
 
     /// Whether the job in `slot` expects other module paths than this VM has.

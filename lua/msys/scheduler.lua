@@ -13,6 +13,8 @@ local co_running, isyieldable = coroutine.running, coroutine.isyieldable
 local next, pairs, select, unpack, type, xpcall = next, pairs, select, unpack, type, xpcall
 local traceback = debug.traceback
 local next_event, enter = native.next, native.enter
+local native_turn, touch = native.turn, native.touch
+local release_ticket, count_completions = native.release_ticket, native.completions
 local is_worker = native.is_worker
 
 -- The loop calls C functions and resumes coroutines, which are not compiled; and after a signal the interpreter has to
@@ -23,6 +25,7 @@ local scheduler = {}
 
 -- Kinds of events, as in src/host/jobs.rs.
 local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST, FAILED, STOP, STOP_JOB = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
+local RAN, OPENED, YIELDED, ENDED = 10, 11, 12, 13
 
 --- What a coroutine yields: a session that waits (with its ticket), one that lets others run, and one that has ended.
 local WAIT, YIELD, DONE = {}, {}, {}
@@ -35,6 +38,8 @@ local STOPPED = {}
 local SPARE = 256
 --- How many events one `poll` handles before it lets the foreign loop have its turn.
 local POLL_MOST = 1000
+--- How many jobs or completions a turn of the loop runs before it looks at anything else.
+local TURN = 256
 
 ---@class msys.Session
 ---@field co thread
@@ -48,6 +53,8 @@ local POLL_MOST = 1000
 ---@field pumping? integer  the ticket of the pump that it is in
 ---@field stop? { text: string, kind: string }  why its waits end at once
 ---@field completion? function  of the job that it is
+---@field direct? boolean  its coroutine runs a job or a completion itself, and is not used again
+---@field completes? integer  the ticket of the completion that it is
 
 ---@type msys.Session?
 local current
@@ -61,10 +68,9 @@ local owner = { session = 0 }
 scheduler.owner = owner
 ---@type table<integer, any>, table<integer, table?>
 local waiting, arrived = {}, {}
+scheduler.waiting = waiting
 --- Tickets of timers, which a fork's child still has.
 local timed = {}
----@type integer, integer[], integer
-local tickets, spare_ticket, spare_tickets = 0, {}, 0
 local ready, first, last = {}, 1, 0
 local spare = {}
 --- The sessions of a worker's jobs, by slot.
@@ -77,22 +83,32 @@ local pumps = 0
 local in_pump = {}
 --- A foreign loop watches our descriptor; `poll` runs, and will see to the descriptor itself.
 local watched, polling = false, false
---- Sessions spawned and not ended; completions awaited or running.
-local sessions, completions = 0, 0
+--- Sessions spawned and not ended.
+local sessions = 0
 --- Where `_TLS` is a global: there, and what it is outside of sessions.
 ---@type table?, table
 local tls_home, main_tls = nil, {}
 
---- What a worker adds: `start_job(slot)`, `report(err, info)`, and `fail_job(slot, err)`, which cannot fail itself. A
---- host reports to its handler.
----@type fun(slot: integer, new_paths: boolean, short_of_memory: boolean), fun(err: any, info: table)
-local start_job, report
----@type fun(slot: integer?, err: any), fun(session: msys.Session)?
-local fail_job, end_stopped
+--- What is done with failures that nobody waits for.
+---@type fun(err: any, info: table)
+local report
+--- What a worker does with jobs.
+---@class msys.Jobs
+---@field start fun(slot: integer, new_paths: boolean, short_of_memory: boolean)
+---@field start_opened fun(slot: integer, closure: function, completion: function, ...: any)  that was decoded
+---@field finish fun(session: msys.Session, ok: boolean, ...: any)  whose coroutine has ended so
+---@field fail fun(slot: integer?, err: any)  with an error of the loop's, if one is given; cannot fail itself
+---@field end_stopped fun(session: msys.Session)  in the place of its session, which is not resumed
+---@type msys.Jobs?
+local for_jobs
 --- What the loop has in hand: a session that it is about to resume, a job that it is about to begin. Should memory run
 --- out there, that is what is lost.
 ---@type msys.Session?, integer?
 local session_in_hand, slot_in_hand
+
+--- The session for what `native.turn` runs.
+---@type msys.Session?
+local direct
 
 --- `scheduler.run` is at work, or was left by an error.
 local running = false
@@ -135,7 +151,9 @@ function scheduler.explain(fail, extra)
     err = fail.err
     info.kind = info.kind or fail.kind
     -- Below the job's own function there are only frames of msys.
-    info.traceback = fail.traceback:gsub("\n\t%[C%]: in function 'xpcall'\n\t[^\n]*msys[^\n]*.*$", "")
+    info.traceback = fail.traceback
+      :gsub("\n\t%[C%]: in function 'xpcall'\n\t[^\n]*msys[^\n]*.*$", "")
+      :gsub("\n\t%[builtin#%d+%][^\n]*$", "")
   end
   info.traceback = info.traceback or scheduler.text_of(err)
   info.kind = info.kind or (err == "not enough memory" and "memory" or "error")
@@ -163,6 +181,11 @@ end
 ---@return table
 function scheduler.tls()
   if not current then return main_tls end
+  if current.direct then
+    touch()
+    -- Made with the session.
+    current.tls = current.tls or tls_home and rawget(tls_home, "_TLS")
+  end
   current.tls = current.tls or {}
   return current.tls
 end
@@ -178,16 +201,7 @@ function scheduler.is_idle()
 end
 
 --- A ticket that nobody uses. Those that are done with are used again, so that `waiting` stays an array.
----@return integer
-function scheduler.new_ticket()
-  if spare_tickets > 0 then
-    local ticket = spare_ticket[spare_tickets] --[[@as integer]]
-    spare_tickets = spare_tickets - 1
-    return ticket
-  end
-  tickets = tickets + 1
-  return tickets
-end
+scheduler.new_ticket = native.new_ticket
 
 --- Tickets from here on are used once: what comes late for one finds nobody.
 local ONCE = 2 ^ 40
@@ -207,13 +221,12 @@ local function release(ticket)
     return
   end
   waiting[ticket] = false
-  -- In this order: memory may run out.
-  spare_ticket[spare_tickets + 1] = ticket
-  spare_tickets = spare_tickets + 1
+  release_ticket(ticket)
 end
 scheduler.release = release
 
 local function push_ready(session)
+  touch()
   ready[last + 1] = session
   last = last + 1
   if watched and not polling then native.watch(true) end
@@ -291,7 +304,10 @@ local function check_interrupt()
 end
 scheduler.check_interrupt = check_interrupt
 
-local function resumed(session, previous, depth, ok, tag)
+---@type fun(session: msys.Session, ok: boolean, ...: any)
+local finish_direct
+
+local function resumed(session, previous, depth, ok, tag, ...)
   -- One that goes on is in hand until it is in the list of those that are ready.
   if tag == WAIT or tag == DONE then
     session_in_hand, slot_in_hand = nil, nil
@@ -303,6 +319,12 @@ local function resumed(session, previous, depth, ok, tag)
   set_tls(previous)
   if tag == WAIT then
     return
+  elseif session.direct and (not ok or co_status(session.co) == "dead") then
+    if ok then
+      finish_direct(session, tag, ...)
+    else
+      finish_direct(session, false, tag)
+    end
   elseif tag == DONE then
     if session.number then release_locks(session) end
     if session.slot then
@@ -324,8 +346,8 @@ local function resumed(session, previous, depth, ok, tag)
     if session.number then release_locks(session) end
     if session.counted then sessions = sessions - 1 end
     session_in_hand, slot_in_hand = nil, nil
-    if session.slot then
-      fail_job(session.slot, tag)
+    if for_jobs and session.slot then
+      for_jobs.fail(session.slot, tag)
     else
       report(scheduler.explain(tag))
     end
@@ -360,6 +382,19 @@ local function body()
   end
 end
 
+--- A session with places for all fields, for which there may be no memory later.
+---@param co thread
+---@param is_direct? boolean
+---@return msys.Session
+local function new_session(co, is_direct)
+  ---@type table
+  local session = { co = co, direct = 0, slot = 0, tls = 0, stop = 0, number = 0, completion = 0, completes = 0, ticket = 0 }
+  session.slot, session.tls, session.stop, session.number = nil, nil, nil, nil
+  session.completion, session.completes, session.ticket = nil, nil, nil
+  session.direct = is_direct
+  return session
+end
+
 ---@return msys.Session
 local function take_session()
   local session = spare[#spare]
@@ -370,7 +405,7 @@ local function take_session()
   end
   local co = co_create(body)
   co_resume(co)
-  return { co = co }
+  return new_session(co)
 end
 
 --- Runs `run(...)` as a new session, now.
@@ -419,19 +454,34 @@ function scheduler.spawn(fn, ...)
   push_ready(session)
 end
 
-local function run_completion(ticket, fn, ...)
-  local ok, fail = xpcall(fn, failure, ...)
-  completions = completions - 1
+local function end_completion(ticket, ok, fail)
+  count_completions(-1)
   native.settle(ticket)
   release(ticket)
   if not ok then failed(fail) end
+end
+
+local function run_completion(ticket, fn, ...)
+  return end_completion(ticket, xpcall(fn, failure, ...))
+end
+
+--- Ends a session that ran a job or a completion itself, with what `xpcall` gave.
+function finish_direct(session, ok, ...)
+  session.direct = nil
+  if for_jobs and session.slot then
+    slot_in_hand = session.slot
+    return for_jobs.finish(session, ok, ...)
+  end
+  if session.number then release_locks(session) end
+  -- Else it was a job that has ended.
+  if session.completes then scheduler.start(end_completion, session.completes, ok, (...)) end
 end
 
 --- Runs `fn` with the outcome of `ticket`.
 ---@param ticket integer
 ---@param fn function
 function scheduler.on_outcome(ticket, fn)
-  completions = completions + 1
+  count_completions(1)
   waiting[ticket] = fn
 end
 
@@ -472,9 +522,9 @@ local function run_ready()
     end
     session_in_hand = session
     local args = session.args
-    if session.stop and session.slot and end_stopped then
+    if for_jobs and session.stop and session.slot then
       -- Compiled code would go on behind a yield without looking at hooks.
-      end_stopped(session)
+      for_jobs.end_stopped(session)
     elseif args then
       session.args = nil
       resume(session, run_spawned, unpack(args, 1, args.n))
@@ -490,7 +540,8 @@ local function lose_everything()
   local text = "msys: the job is not in this process, which is a fork's child"
   local lost = waiting
   waiting = {}
-  for ticket = 1, tickets do
+  scheduler.waiting = waiting
+  for ticket = 1, native.tickets() do
     local waiter = lost[ticket]
     if waiter == PUMP or timed[ticket] then
       waiting[ticket] = waiter
@@ -502,7 +553,7 @@ local function lose_everything()
       if waiter == ABANDONED then -- luacheck: ignore 542 (nobody waits)
       elseif type(waiter) == "function" then
         -- It is run in the parent. One that runs already goes on in both.
-        completions = completions - 1
+        count_completions(-1)
       else
         resume(waiter, false, text, { kind = "shutdown", traceback = text })
       end
@@ -555,7 +606,8 @@ end
 local function stop_jobs(text, kind)
   local all = {}
   for _, session in pairs(jobs) do
-    all[#all + 1] = session
+    -- The one for `native.turn` has a job only if a wait of that runs this.
+    if session ~= direct or session.pumping then all[#all + 1] = session end
   end
   for _, session in ipairs(all) do
     if session.slot then stop(session, text, kind) end
@@ -568,7 +620,8 @@ local function handle(kind, ...)
     complete(...)
   elseif kind == JOB then
     slot_in_hand = ...
-    start_job(...)
+    ---@cast for_jobs msys.Jobs
+    for_jobs.start(...)
   elseif kind == REPORT then
     local _, err, info = ...
     report(err, info)
@@ -611,8 +664,10 @@ local function recover(previous, err)
   local session, slot = session_in_hand, slot_in_hand
   session_in_hand, slot_in_hand = nil, nil
   current = previous
+  if not previous then direct = nil end
   owner.session = (previous or main).number or 0
-  fail_job(session and session.slot or slot, err)
+  ---@cast for_jobs msys.Jobs
+  for_jobs.fail(session and session.slot or slot or native.in_hand(), err)
   if session and session.number then
     native.end_session(session.number)
     session.number = nil
@@ -629,7 +684,7 @@ end
 
 --- Calls a part of the loop; in a worker, an error there is not for the job on top of which it runs.
 local function guarded(fn, ...)
-  if not fail_job then return fn(...) end
+  if not for_jobs then return fn(...) end
   return checked(current, pcall(fn, ...))
 end
 
@@ -716,6 +771,8 @@ local function deep_pump(ticket)
     end
   end
   pumps = depth + 1
+  touch()
+  if session.slot then jobs[session.slot] = session end
   local before = session.pumping
   session.pumping = ticket
   in_pump[session] = true
@@ -759,6 +816,8 @@ end
 --- Lets others run on top of the stack.
 local function yield_in_place()
   local session = current
+  touch()
+  if session and session.slot then jobs[session.slot] = session end
   run_ready()
   handle(next_event(false))
   if is_worker then enter(session and session.slot or -1) end
@@ -801,14 +860,71 @@ local function handle_one(kind, ...)
   return kind ~= NOTHING and handle(kind, ...)
 end
 
+--- Takes over a session that was run by `native.turn`, where that could not end it.
+local function take_over(kind, ticket, slot, ...)
+  local session = direct --[[@as msys.Session]]
+  direct = nil
+  session_in_hand = session
+  session.slot, session.completes = slot, ticket
+  if slot then jobs[slot] = session end
+  if kind == YIELDED then
+    session.tls = session.tls or tls_home and tls_home._TLS
+    return resumed(session, nil, 0, true, ...)
+  end
+  pumps = 0
+  set_tls(nil)
+  finish_direct(session, ...)
+  check_interrupt()
+end
+
+--- Handles what `native.turn` gave; false when a worker is to end; and how many events there were.
+local function turned(kind, ...)
+  if kind == RAN then
+    return true, (...)
+  elseif kind == YIELDED or kind == ENDED then
+    take_over(kind, ...)
+    return true, 1
+  elseif kind == OPENED then
+    slot_in_hand = ...
+    ---@cast for_jobs msys.Jobs
+    for_jobs.start_opened(...)
+    return true, 1
+  end
+  return handle(kind, ...), kind == NOTHING and 0 or 1
+end
+
+--- Takes events and handles them, up to so many; false when a worker is to end; and how many there were. Outside of
+--- sessions, where nothing but a session reads what is the session's, jobs and completions are run by Rust.
+local function turn(block, most)
+  if current or main.number or tls_home and not is_worker then return turned(next_event(block)) end
+  if not direct then direct = new_session(native.new_thread(), true) end
+  return turned(
+    native_turn(
+      block,
+      most,
+      direct,
+      direct.co,
+      scheduler.current,
+      waiting,
+      tls_home and main_tls or nil,
+      xpcall,
+      failure,
+      jobs
+    )
+  )
+end
+
 --- Runs what is ready, without waiting.
 ---@return integer count  of sessions run and events handled
 function scheduler.poll()
   native.acknowledge()
+  touch()
   polling = true
   local count = run_ready()
-  while count < POLL_MOST and handle_one(next_event(false)) do
-    count = count + 1
+  while count < POLL_MOST do
+    local _, more = turn(false, POLL_MOST - count)
+    if more == 0 then break end
+    count = count + more
   end
   polling = false
   native.watch(first <= last or count >= POLL_MOST)
@@ -821,7 +937,7 @@ end
 function scheduler.run_while(unfinished)
   while unfinished() do
     run_ready()
-    if unfinished() and not handle(next_event(first > last)) then return false end
+    if unfinished() and not turn(first > last, TURN) then return false end
   end
   return true
 end
@@ -830,20 +946,20 @@ end
 function scheduler.run()
   running = true
   scheduler.run_while(function()
-    return sessions > 0 or completions > 0
+    return sessions > 0 or count_completions(0) > 0
   end)
   running = false
   left_over()
 end
 
-local function turn()
+local function serve_turn()
   run_ready()
-  return handle(next_event(first > last))
+  return (turn(first > last, TURN))
 end
 
 --- A worker's life.
 function scheduler.serve()
-  while guarded(turn) do
+  while guarded(serve_turn) do
   end
 end
 
@@ -910,15 +1026,11 @@ function scheduler.drain()
   if why then say_dropped(why) end
 end
 
---- Sets what a VM does with jobs (workers only) and with failures that nobody waits for.
+--- Sets what a VM does with failures that nobody waits for, and with jobs (workers only).
 ---@param on_report fun(err: any, info: table)
----@param on_job? fun(slot: integer, new_paths: boolean, short_of_memory: boolean)
----@param on_failure? fun(slot: integer?, err: any)  ends a job, if one is given, with an error of the loop's
----@param on_stopped? fun(session: msys.Session)  ends a stopped job in the place of its session, which is not resumed
-function scheduler.setup(on_report, on_job, on_failure, on_stopped)
-  end_stopped = on_stopped
-  report, start_job = on_report, on_job --[[@as fun(slot: integer, new_paths: boolean, short_of_memory: boolean)]]
-  fail_job = on_failure --[[@as fun(slot: integer?, err: any)]]
+---@param on_jobs? msys.Jobs
+function scheduler.setup(on_report, on_jobs)
+  report, for_jobs = on_report, on_jobs
 end
 
 --- Coroutines of the user's that wait inside msys, and so are not suspended for anybody else.

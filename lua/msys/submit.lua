@@ -10,9 +10,13 @@ local threadpool = require "msys.threadpool"
 
 local error, select, type, unpack = error, select, type, unpack
 local new_ticket, is_idle, current = scheduler.new_ticket, scheduler.is_idle, scheduler.current
-local native_submit = native.submit
+local native_submit, native_send = native.submit, native.send
+local ids = threadpool.ids
 -- The session's number, if it has to do with locks; 0 is none.
 local numbered = scheduler.owner
+
+--- Where `require` looks, as Rust has been told.
+local path, cpath
 
 jit.off(true, true)
 
@@ -39,6 +43,11 @@ local OPTION_TYPES = {
   timeout = "number",
   cancel = "userdata",
 }
+
+local function follow_paths()
+  path, cpath = package.path, package.cpath
+  threadpool.follow_paths()
+end
 
 --- What a job is made of, by the names that errors give it.
 local function roots_of(closure, completion, ...)
@@ -275,8 +284,27 @@ end
 ---@return boolean? ok
 ---@return any ...
 function submit.runInPool(pool, closure, third, mode)
-  local id = threadpool.ids[pool] or threadpool.resolve(pool)
+  local id = ids[pool] or threadpool.resolve(pool)
   if not id then error("msys.runInPool: " .. threadpool.unknown(pool), 2) end
+  if path ~= package.path or cpath ~= package.cpath then follow_paths() end
+  -- What is out of the ordinary is done below.
+  local session = current()
+  local sent, reason, value = native_send(
+    id,
+    session and session.slot,
+    numbered.session,
+    not third and is_idle() and environment.flags + QUIET or environment.flags,
+    scheduler.waiting,
+    closure,
+    third,
+    mode
+  )
+  if sent then
+    if sent ~= true then return scheduler.wait(sent) end
+    return
+  elseif reason == "text" then
+    error("msys.runInPool: " .. tostring(value), 2)
+  end
   if type(closure) ~= "function" then
     error("msys.runInPool: closure must be a Lua function, got " .. type(closure), 2)
   end

@@ -212,6 +212,32 @@ local function ended(session, slot, ok, ...)
   return settle(flags, session, slot, false, err, info)
 end
 
+--- Ends a job whose coroutine has ended so.
+local function finish_here(session, slot, ok, ...)
+  local own = current() --[[@as msys.Session]]
+  own.slot, own.number, own.stop = slot, session.number, session.stop
+  session.slot, session.number = nil, nil
+  jobs[slot] = own
+  return ended(own, slot, ok, ...)
+end
+
+local function finish_job(session, ...)
+  return scheduler.start(finish_here, session, session.slot, ...)
+end
+
+--- Runs a job that has been decoded.
+local function run_opened(slot, closure, completion, ...)
+  local session = current() --[[@as msys.Session]]
+  session.slot = slot
+  jobs[slot] = session
+  session.completion = completion
+  return ended(session, slot, xpcall(closure, failure, ...))
+end
+
+local function start_opened(...)
+  return scheduler.start(run_opened, ...)
+end
+
 local function run_job(slot)
   local session = current() --[[@as msys.Session]]
   session.slot = slot
@@ -367,7 +393,13 @@ function worker.serve()
   install_coroutines()
   install_require()
   shared.install_iteration()
-  scheduler.setup(report, start_job, fail_job, end_stopped)
+  scheduler.setup(report, {
+    start = start_job,
+    start_opened = start_opened,
+    finish = finish_job,
+    fail = fail_job,
+    end_stopped = end_stopped,
+  })
   if native.shares_globals() then require "msys.globals" end
   names.scan()
   if native.has_init() then

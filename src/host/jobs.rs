@@ -22,12 +22,13 @@ use crate::{
     origin::Origin,
     pool::WhenFull,
     usage::Usage,
-    vm::{Next, Order, Vm},
+    vm::{Limits, Next, Order, Vm},
     wire::{Message, Object},
 };
 
 pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"submit", submit),
+    (c"send", send),
     (c"next", next),
     (c"open", open),
     (c"finish", finish),
@@ -43,18 +44,22 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"describe", describe),
 ];
 
-/// Kinds of what `next` gives; `lua/msys/scheduler.lua` has the same.
-mod kind {
-    pub(super) const NOTHING: f64 = 0.0;
-    pub(super) const JOB: f64 = 1.0;
-    pub(super) const OUTCOME: f64 = 2.0;
-    pub(super) const REPORT: f64 = 3.0;
-    pub(super) const REQUIRE: f64 = 4.0;
-    pub(super) const END: f64 = 5.0;
-    pub(super) const LOST: f64 = 6.0;
-    pub(super) const FAILED: f64 = 7.0;
-    pub(super) const STOP: f64 = 8.0;
-    pub(super) const STOP_JOB: f64 = 9.0;
+/// Kinds of what `next` and `turn` give; `lua/msys/scheduler.lua` has the same.
+pub(super) mod kind {
+    pub(in crate::host) const NOTHING: f64 = 0.0;
+    pub(in crate::host) const JOB: f64 = 1.0;
+    pub(in crate::host) const OUTCOME: f64 = 2.0;
+    pub(in crate::host) const REPORT: f64 = 3.0;
+    pub(in crate::host) const REQUIRE: f64 = 4.0;
+    pub(in crate::host) const END: f64 = 5.0;
+    pub(in crate::host) const LOST: f64 = 6.0;
+    pub(in crate::host) const FAILED: f64 = 7.0;
+    pub(in crate::host) const STOP: f64 = 8.0;
+    pub(in crate::host) const STOP_JOB: f64 = 9.0;
+    pub(in crate::host) const RAN: f64 = 10.0;
+    pub(in crate::host) const OPENED: f64 = 11.0;
+    pub(in crate::host) const YIELDED: f64 = 12.0;
+    pub(in crate::host) const ENDED: f64 = 13.0;
 }
 
 /// Flags of `submit` and `finish`; `lua/msys/submit.lua` and `worker.lua` have the same.
@@ -71,6 +76,9 @@ const OURS: u32 = 64;
 const STOPPED: u32 = 128;
 /// Of both: send nothing, give the message's size, whatever the limit is.
 const MEASURE: u32 = 32;
+
+/// `ECTP_COMPLETE_CALLBACK_SCHED`.
+const COMPLETE_HERE: f64 = 6.0;
 
 /// The largest message that can be written; what a pool takes is at most that.
 const LARGEST: usize = u32::MAX as usize;
@@ -204,43 +212,59 @@ pub(super) unsafe fn failed(state: *mut lua_State, reason: &[u8], text: &str) ->
     }
 }
 
-/// `submit(pool, mode, ticket, slot, session, name, flags, limits, closure, completion, args…)` → the job's id (or size), or
-/// nil, reason, value, why
-unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
-    const LEADING: c_int = 8;
-    // SAFETY: a C function of ours. What cannot be unwound is in `encode_top`; the rest pushes short strings at most.
+/// What a job is sent with, besides its values.
+#[derive(Debug)]
+struct Submission {
+    mode: Mode,
+    ticket: u64,
+    slot: Option<usize>,
+    session: Option<u64>,
+    name: Option<Arc<str>>,
+    flags: u32,
+    limits: Option<Limits>,
+    completes: bool,
+}
+
+/// What has become of it.
+enum Sent {
+    /// It is on its way, and this is its id; of mode `Kept`, the future is on top.
+    Job(u64),
+    /// Only its size was asked for.
+    Size(usize),
+    /// So many values say why not: nil, a reason, a value, and perhaps more.
+    Refused(c_int),
+}
+
+/// Sends a job made of the values from stack index `first` on, which are taken off; what it leaves below what it gives
+/// is not specified.
+///
+/// # Safety
+/// In a C function of ours; `first` is a function.
+unsafe fn send_job(state: *mut lua_State, vm: &Vm, pool: u32, first: c_int, submission: Submission) -> Sent {
+    let Submission { mode, ticket, slot, session, name, flags, limits, completes } = submission;
+    // SAFETY: what cannot be unwound is in `encode_top`; the rest pushes short strings at most.
     unsafe {
-        let vm = vm(state);
-        let id = ffi::lua_tonumber(state, 1) as u32;
-        let mode = match ffi::lua_tonumber(state, 2) as u32 {
-            0 => Mode::Sync,
-            1 => Mode::Async,
-            2 => Mode::Scheduled,
-            _ => Mode::Kept,
-        };
-        let flags = ffi::lua_tonumber(state, 7) as u32;
         // A child begins anew before it submits.
         if vm.is_lost() {
-            return failed(state, b"lost", "");
+            return Sent::Refused(failed(state, b"lost", ""));
         }
-        let Some(pool) = vm.pool(id) else {
-            return failed(state, b"unknown", "");
+        let Some(pool) = vm.pool(pool) else {
+            return Sent::Refused(failed(state, b"unknown", ""));
         };
-        if ffi::lua_iscfunction(state, LEADING + 1) != 0 {
-            return failed(state, b"text", "closure must be a Lua function, got a C function");
+        if ffi::lua_iscfunction(state, first) != 0 {
+            return Sent::Refused(failed(state, b"text", "closure must be a Lua function, got a C function"));
         }
-        if let Err(error) = vm.admit(&pool, slot_at(state, 4)) {
+        if let Err(error) = vm.admit(&pool, slot) {
             let reason: &[u8] = match (&error, pool.config.when_full) {
                 (Error::PoolFull { .. }, WhenFull::Wait) => b"full",
                 (Error::PoolFull { .. }, WhenFull::Fail) => b"backlog",
                 (Error::PoolShutDown(_), _) => b"shutdown",
                 _ => b"text",
             };
-            return failed(state, reason, &error.to_string());
+            return Sent::Refused(failed(state, reason, &error.to_string()));
         }
         let mut job = vm.take_parcel();
-        let completes = mode == Mode::Async && ffi::lua_type(state, LEADING + 2) == ffi::LUA_TFUNCTION;
-        let count = ffi::lua_gettop(state) - LEADING;
+        let count = ffi::lua_gettop(state) + 1 - first;
         let measure = flags & MEASURE != 0;
         let limit = if measure { measuring(pool.config.max_message) } else { pool.config.max_message };
         let keep = mode == Mode::Sync && flags & NOT_IN_PLACE == 0;
@@ -249,45 +273,142 @@ unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
         let request = Request { count, limit, scanned: flags & SCANNED != 0, purpose };
         if let Err(refusal) = encode_top(state, vm, &mut job.value.message, request) {
             vm.return_parcel(job);
-            return refused(state, vm, refusal, limit);
+            return Sent::Refused(refused(state, vm, refusal, limit));
         }
         if measure {
-            ffi::lua_pushnumber(state, job.value.message.bytes.len() as f64);
+            let size = job.value.message.bytes.len();
             vm.return_parcel(job);
-            return 1;
+            return Sent::Size(size);
         }
         job.value.kept = job.value.message.has_kept();
         if job.value.kept {
-            let ticket = ffi::lua_tonumber(state, 3);
             vm.functions.store(state, vm.functions.kept, ticket as c_int);
-            vm.lend(ticket as u64, &job.value.message.lent);
+            vm.lend(ticket, &job.value.message.lent);
         }
-        let slot = slot_at(state, 4);
         let future = (mode == Mode::Kept).then(|| {
             let parent = slot.and_then(|slot| vm.describe(slot)).map_or(0, |(id, ..)| id);
             Arc::new(Future::new(vm.host_of(slot), parent))
         });
-        let order = Order {
-            sink: future.clone().map(|future| -> Arc<dyn Sink> { future }),
-            mode,
-            ticket: ffi::lua_tonumber(state, 3) as u64,
-            slot,
-            session: slot_at(state, 5).map(|session| session as u64).filter(|session| *session != 0),
-            name: text(state, 6),
-            quiet: flags & QUIET != 0,
-            completes,
-            limits: limits_at(state, LEADING),
-        };
+        let sink = future.clone().map(|future| -> Arc<dyn Sink> { future });
+        let quiet = flags & QUIET != 0;
+        let order = Order { sink, mode, ticket, slot, session, name, quiet, completes, limits };
         if let Some(future) = future {
             // What may raise comes before the job is sent.
             let future: Arc<dyn Object> = future;
             push_object(state, &future);
-            vm.submit(&pool, job, order);
-            return 1;
         }
-        let id = vm.submit(&pool, job, order);
-        ffi::lua_pushnumber(state, id as f64);
+        Sent::Job(vm.submit(&pool, job, order))
+    }
+}
+
+/// The number of a session that has one.
+///
+/// # Safety
+/// A valid index.
+unsafe fn session_at(state: *mut lua_State, at: c_int) -> Option<u64> {
+    // SAFETY: the caller's promise.
+    unsafe { slot_at(state, at) }.map(|session| session as u64).filter(|session| *session != 0)
+}
+
+/// `submit(pool, mode, ticket, slot, session, name, flags, limits, closure, completion, args…)` → the job's id (or size),
+/// or a future, or nil, reason, value, why
+unsafe extern "C-unwind" fn submit(state: *mut lua_State) -> c_int {
+    const LEADING: c_int = 8;
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let mode = match ffi::lua_tonumber(state, 2) as u32 {
+            0 => Mode::Sync,
+            1 => Mode::Async,
+            2 => Mode::Scheduled,
+            _ => Mode::Kept,
+        };
+        let submission = Submission {
+            mode,
+            ticket: ffi::lua_tonumber(state, 3) as u64,
+            slot: slot_at(state, 4),
+            session: session_at(state, 5),
+            name: text(state, 6),
+            flags: ffi::lua_tonumber(state, 7) as u32,
+            limits: limits_at(state, LEADING),
+            completes: mode == Mode::Async && ffi::lua_type(state, LEADING + 2) == ffi::LUA_TFUNCTION,
+        };
+        match send_job(state, vm, ffi::lua_tonumber(state, 1) as u32, LEADING + 1, submission) {
+            Sent::Refused(count) => return count,
+            Sent::Size(size) => ffi::lua_pushnumber(state, size as f64),
+            Sent::Job(_) if mode == Mode::Kept => {}
+            Sent::Job(id) => ffi::lua_pushnumber(state, id as f64),
+        }
         1
+    }
+}
+
+/// `send(pool, slot, session, flags, waiting, closure, third, mode)`, `third` and `mode` being those of `runInPool`:
+/// → the ticket to wait for, or true; or nil, reason, value of a job that is to be sent in another way, or not at all
+///
+/// The completion stands in `waiting` afterwards, if this VM is to run it.
+unsafe extern "C-unwind" fn send(state: *mut lua_State) -> c_int {
+    const WAITING: c_int = 5;
+    const CLOSURE: c_int = 6;
+    const THIRD: c_int = 7;
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let scheduled = ffi::lua_tonumber(state, THIRD + 1) == COMPLETE_HERE;
+        ffi::lua_settop(state, THIRD);
+        let mode = match ffi::lua_type(state, THIRD) {
+            ffi::LUA_TNIL => Mode::Sync,
+            ffi::LUA_TBOOLEAN if ffi::lua_toboolean(state, THIRD) == 0 => Mode::Sync,
+            ffi::LUA_TBOOLEAN => Mode::Async,
+            ffi::LUA_TFUNCTION if scheduled => Mode::Scheduled,
+            ffi::LUA_TFUNCTION => Mode::Async,
+            _ => return 0,
+        };
+        if ffi::lua_type(state, CLOSURE) != ffi::LUA_TFUNCTION {
+            return 0;
+        }
+        let ticket = if mode == Mode::Async { 0 } else { vm.new_ticket() };
+        let completes = mode == Mode::Async && ffi::lua_type(state, THIRD) == ffi::LUA_TFUNCTION;
+        if mode == Mode::Scheduled {
+            ffi::lua_rawseti_(state, WAITING, ticket as c_int);
+        }
+        if !completes {
+            ffi::lua_settop(state, CLOSURE);
+            ffi::lua_pushnil(state);
+        }
+        let submission = Submission {
+            mode,
+            ticket,
+            slot: slot_at(state, 2),
+            session: session_at(state, 3),
+            name: None,
+            flags: ffi::lua_tonumber(state, 4) as u32,
+            limits: None,
+            completes,
+        };
+        match send_job(state, vm, ffi::lua_tonumber(state, 1) as u32, CLOSURE, submission) {
+            Sent::Job(_) => {
+                match mode {
+                    Mode::Sync => ffi::lua_pushnumber(state, ticket as f64),
+                    _ => ffi::lua_pushboolean(state, 1),
+                }
+                if mode == Mode::Scheduled {
+                    vm.completions.set(vm.completions.get() + 1);
+                }
+                1
+            }
+            Sent::Size(_) => 0,
+            Sent::Refused(count) => {
+                if ticket != 0 {
+                    if mode == Mode::Scheduled {
+                        ffi::lua_pushboolean(state, 0);
+                        ffi::lua_rawseti_(state, WAITING, ticket as c_int);
+                    }
+                    vm.release_ticket(ticket);
+                }
+                count
+            }
+        }
     }
 }
 
@@ -308,7 +429,19 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
         if let Some(job) = awaited.and_then(|ticket| vm.unpark(ticket)) {
             return event(state, vm, job, awaited);
         }
-        match vm.next(block) {
+        let next = vm.next(block);
+        give(state, vm, next, awaited)
+    }
+}
+
+/// Gives what was next.
+///
+/// # Safety
+/// In a C function of ours, with room for a few values; as `next`.
+pub(super) unsafe fn give(state: *mut lua_State, vm: &Vm, next: Next, awaited: Option<u64>) -> c_int {
+    // SAFETY: as `next`.
+    unsafe {
+        match next {
             Next::Nothing => {
                 ffi::lua_pushnumber(state, kind::NOTHING);
                 1
@@ -392,10 +525,11 @@ unsafe fn is_loaded(state: *mut lua_State, module: &str) -> bool {
 /// Gives an outcome or a report.
 ///
 /// # Safety
-/// In `next`, with an empty stack.
-unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job, awaited: Option<u64>) -> c_int {
+/// As [`give`].
+pub(super) unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job, awaited: Option<u64>) -> c_int {
     // SAFETY: as `next`.
     unsafe {
+        let top = ffi::lua_gettop(state);
         // If it is awaited by the code that is loading the module, then decoding it says that the module is not there.
         let urgent = awaited == Some(job.value.ticket) && job.value.kind == Kind::Outcome;
         if let Some(module) = missing_module(state, vm, &job.value.message)
@@ -435,15 +569,15 @@ unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job, awaited: Option<u64>) 
             Err(decode::Raised::Error | decode::Raised::Hook) => {
                 let parcel = &job.value;
                 ffi::lua_pushnumber(state, kind::FAILED);
-                ffi::lua_replace(state, 1);
+                ffi::lua_replace(state, top + 1);
                 ffi::lua_pushnumber(state, f64::from(parcel.pool));
                 ffi::lua_pushnumber(state, parcel.id as f64);
                 if leading == 1 {
                     // A report is nobody's.
                     ffi::lua_pushnil(state);
-                    ffi::lua_insert(state, 2);
+                    ffi::lua_insert(state, top + 2);
                 }
-                let given = ffi::lua_gettop(state);
+                let given = ffi::lua_gettop(state) - top;
                 vm.return_parcel(job);
                 return given;
             }
@@ -460,12 +594,39 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         let slot = ffi::lua_tonumber(state, 1) as usize;
         ffi::lua_settop(state, 0);
-        let Some((mut message, _)) = vm.take_message(slot) else {
-            push_bytes(state, b"msys.native.open: no such job");
-            ffi::lua_error(state)
-        };
         // The session's coroutine may have served a job that set the environment of its thread.
         vm.functions.reset_environment(state);
+        match open_job(state, vm, slot) {
+            Opened::Values(count) => count,
+            Opened::Module => 1,
+            Opened::Raised => ffi::lua_error(state),
+        }
+    }
+}
+
+/// What has become of opening a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opened {
+    /// Closure, completion and arguments are on the stack: so many.
+    Values(c_int),
+    /// The name of a module that is to be loaded first.
+    Module,
+    /// An error, which is on the stack.
+    Raised,
+}
+
+/// Pushes what the job in `slot` was sent; its code runs from now on. The parcel is in its slot afterwards.
+///
+/// # Safety
+/// In a C function of ours.
+pub(super) unsafe fn open_job(state: *mut lua_State, vm: &Vm, slot: usize) -> Opened {
+    // SAFETY: as `open`.
+    unsafe {
+        let top = ffi::lua_gettop(state);
+        let Some((mut message, _)) = vm.take_message(slot) else {
+            push_bytes(state, b"msys.native.open: no such job");
+            return Opened::Raised;
+        };
         // One that was stopped before it began has a completion, for which it is to be decoded whole.
         let was_stopped = vm.stop_of(slot).is_some();
         if !was_stopped {
@@ -474,7 +635,7 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         if let Some(module) = missing_module(state, vm, &message) {
             vm.put_message(slot, message, None);
             push_bytes(state, module.as_bytes());
-            return 1;
+            return Opened::Module;
         }
         let mut none = Origin::default();
         let mut origin = message.has_kept().then(|| vm.take_origin());
@@ -495,14 +656,14 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
                     push_bytes(state, stop.text.as_bytes());
                     drop(stop);
                     ffi::lua_pushcclosure(state, raise, 1);
-                    ffi::lua_replace(state, 1);
+                    ffi::lua_replace(state, top + 1);
                 }
                 if was_stopped {
                     enter_job(state, vm, Some(slot));
                 }
-                count
+                Opened::Values(count)
             }
-            Err(decode::Raised::Error | decode::Raised::Hook) => ffi::lua_error(state),
+            Err(decode::Raised::Error | decode::Raised::Hook) => Opened::Raised,
         }
     }
 }
@@ -569,7 +730,7 @@ unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
 ///
 /// # Safety
 /// In a C function of ours.
-unsafe fn end_hook(state: *mut lua_State) {
+pub(super) unsafe fn end_hook(state: *mut lua_State) {
     // SAFETY: reads and writes a field of the VM.
     unsafe {
         if ffi::lua_gethookmask(state) != 0 {
@@ -593,7 +754,7 @@ unsafe extern "C-unwind" fn unhook(state: *mut lua_State) -> c_int {
 ///
 /// # Safety
 /// In a C function of ours, with two free slots.
-unsafe fn forget_origin(state: *mut lua_State, vm: &Vm, slot: usize) {
+pub(super) unsafe fn forget_origin(state: *mut lua_State, vm: &Vm, slot: usize) {
     if vm.forget_origin(slot) {
         // SAFETY: the place in the table has been used, so nothing is allocated.
         unsafe {
@@ -634,7 +795,7 @@ unsafe extern "C-unwind" fn memory_settled(state: *mut lua_State) -> c_int {
 ///
 /// # Safety
 /// In a C function of ours.
-unsafe fn encode_outcome<'a>(
+pub(super) unsafe fn encode_outcome<'a>(
     state: *mut lua_State,
     vm: &Vm,
     slot: usize,

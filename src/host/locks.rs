@@ -152,6 +152,7 @@ unsafe extern "C-unwind" fn new_session(state: *mut lua_State) -> c_int {
     unsafe {
         let vm = vm(state);
         let session = vm.new_session();
+        vm.touched.set(true);
         let name = text(state, 1).map_or_else(String::new, |name| name.to_string());
         handles::order().name(session, name);
         if let Some(slot) = slot_at(state, 2) {

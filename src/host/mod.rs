@@ -7,6 +7,7 @@
 //!
 //! Misuse is checked by the Lua face, which knows the caller's line; here it must merely do no harm.
 
+mod direct;
 mod isolated;
 mod jobs;
 mod locks;
@@ -96,7 +97,7 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
     // SAFETY: in protected mode, on the VM's thread; leaves one table.
     let table: Table = unsafe {
         lua.exec_raw((), |state| {
-            ffi::lua_createtable(state, 0, 112);
+            ffi::lua_createtable(state, 0, 120);
             let block = ffi::lua_newuserdata(state, size_of::<Block>()).cast::<Block>();
             block.write(Block { vm, owned });
             ffi::lua_createtable(state, 0, 1);
@@ -108,6 +109,7 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
             ffi::lua_pushcclosure(state, changes::inner, 0);
             for (name, function) in jobs::FUNCTIONS
                 .iter()
+                .chain(direct::FUNCTIONS)
                 .chain(waits::FUNCTIONS)
                 .chain(names::FUNCTIONS)
                 .chain(locks::FUNCTIONS)

@@ -1,0 +1,419 @@
+//! Completions and jobs run from here, without the scheduler's Lua: as long as they neither wait nor fail, and do nothing
+//! that their session is to remember.
+//!
+//! `turn` takes events as `next` does. It runs what can be run so on the coroutine of a session that the scheduler has
+//! made for that (`session.direct`), one after the other. Whatever ends otherwise is given to the scheduler, session and
+//! all, which makes a new one for the next turn.
+
+use std::ffi::{CStr, c_int};
+
+use super::{
+    jobs::{Opened, encode_outcome, end_hook, event, forget_origin, give, kind, open_job, slot_at},
+    stops::{calm, enter_job},
+    vm,
+};
+use crate::{
+    encode::{Purpose, Request},
+    job::{Kind, Mode},
+    luajit::{ffi, lua_State, push_bytes},
+    vm::{Next, Vm},
+};
+
+pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
+    (c"turn", turn),
+    (c"touch", touch),
+    (c"new_thread", new_thread),
+    (c"new_ticket", new_ticket),
+    (c"release_ticket", release_ticket),
+    (c"tickets", tickets),
+    (c"in_hand", in_hand),
+    (c"completions", completions),
+];
+
+/// The arguments of `turn`, and what it pushes first.
+const SESSION: c_int = 3;
+const THREAD: c_int = 4;
+const CURRENT: c_int = 5;
+const WAITING: c_int = 6;
+const MAIN_TLS: c_int = 7;
+const XPCALL: c_int = 8;
+const FAILURE: c_int = 9;
+const JOBS: c_int = 10;
+const TLS_NAME: c_int = 11;
+const LAST: c_int = TLS_NAME;
+/// Room for what is pushed beside values.
+const ROOM: c_int = 20;
+
+/// `turn(block, most, session, thread, current, waiting, main_tls, xpcall, failure, jobs)` → as `next`; or a kind and: ran
+/// (how many jobs or completions) · opened (slot, closure, completion, args…), a job whose completion runs here · yielded (ticket
+/// or nil, slot or nil, what the coroutine yielded…) · ended (ticket or nil, slot or nil, ok, values… or error), the rest
+/// of which is the scheduler's
+///
+/// `current` is a function with one upvalue, the running session; `waiting` has what waits, by ticket; `main_tls` is
+/// what the global `_TLS` is outside of sessions, or nil where there is no such global. The coroutine runs
+/// `xpcall(function, failure, …)`, which sees where an error was raised; `jobs` has the sessions of jobs, by slot.
+unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours; as `next`.
+    unsafe {
+        let vm = vm(state);
+        let mut block = ffi::lua_toboolean(state, 1) != 0;
+        let most = ffi::lua_tonumber(state, 2) as usize;
+        let thread = ffi::lua_tothread(state, THREAD);
+        vm.set_deep(false);
+        ffi::luaL_checkstack_(state, LAST + ROOM, c"turn".as_ptr());
+        ffi::lua_settop(state, LAST - 1);
+        push_bytes(state, b"_TLS");
+        let mut ran = 0;
+        while ran < most {
+            ffi::lua_settop(state, LAST);
+            let given = match vm.next(block) {
+                Next::Nothing => break,
+                Next::Job(slot) if is_plain(vm, slot) => job(state, vm, thread, slot),
+                Next::Event(job) => {
+                    let scheduled = job.value.mode == Mode::Scheduled && job.value.kind == Kind::Outcome;
+                    let ticket = job.value.ticket;
+                    let count = event(state, vm, job, None);
+                    if scheduled && ffi::lua_tonumber(state, LAST + 1) == kind::OUTCOME {
+                        completion(state, vm, thread, ticket, count)
+                    } else {
+                        Some(count)
+                    }
+                }
+                next => Some(give(state, vm, next, None)),
+            };
+            if let Some(given) = given {
+                return given;
+            }
+            ran += 1;
+            // A host may have what it waits for; a worker goes on till there is something for its scheduler.
+            block &= vm.worker.is_some();
+        }
+        ffi::lua_pushnumber(state, kind::RAN);
+        ffi::lua_pushnumber(state, ran as f64);
+        2
+    }
+}
+
+/// Whether the job in `slot` may be run from here: nothing is to be done before.
+fn is_plain(vm: &Vm, slot: usize) -> bool {
+    !vm.wants_other_paths(slot)
+        && !vm.memory.as_ref().is_some_and(|memory| memory.is_short())
+        && !vm.has_open_environment(slot)
+}
+
+/// Makes `session`, or nil, the running one.
+///
+/// # Safety
+/// In `turn`, a free slot.
+unsafe fn set_current(state: *mut lua_State, running: bool) {
+    // SAFETY: the function at that place has an upvalue.
+    unsafe {
+        if running {
+            ffi::lua_pushvalue(state, SESSION);
+        } else {
+            ffi::lua_pushnil(state);
+        }
+        ffi::lua_setupvalue(state, CURRENT, 1);
+    }
+}
+
+/// Sets the global `_TLS`, where there is one, to the value on top, which is taken off.
+///
+/// # Safety
+/// In `turn`, a value on top, two free slots.
+unsafe fn set_tls(state: *mut lua_State) {
+    // SAFETY: the globals are a table.
+    unsafe {
+        ffi::lua_pushvalue(state, TLS_NAME);
+        ffi::lua_insert(state, -2);
+        ffi::lua_rawset(state, ffi::LUA_GLOBALSINDEX);
+    }
+}
+
+/// Makes the session the one that runs, for the job in `slot` or for a completion.
+///
+/// # Safety
+/// In `turn`, two free slots.
+unsafe fn begin(state: *mut lua_State, vm: &Vm, slot: Option<usize>) {
+    // SAFETY: what is pushed is stored.
+    unsafe {
+        vm.in_hand.set(slot);
+        if vm.direct_slot.replace(slot) != slot {
+            match slot {
+                Some(slot) => {
+                    ffi::lua_pushvalue(state, SESSION);
+                    ffi::lua_rawseti_(state, JOBS, slot as c_int);
+                    ffi::lua_pushnumber(state, slot as f64);
+                }
+                None => ffi::lua_pushnil(state),
+            }
+            ffi::lua_setfield(state, SESSION, c"slot".as_ptr());
+        }
+        vm.touched.set(false);
+        set_current(state, true);
+    }
+}
+
+/// Runs what is on top, a function and its arguments, `count` in all, as the session; gives the status of its coroutine,
+/// on which what has come of it stands: what `xpcall` has given, or an error of that.
+///
+/// # Safety
+/// In `turn`, with the values on top; the thread's stack is empty.
+unsafe fn run(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: Option<usize>, count: c_int) -> c_int {
+    // SAFETY: the caller's promise; the thread is one that has ended, or not begun.
+    unsafe {
+        if ffi::lua_checkstack(thread, count + 8) == 0 {
+            push_bytes(state, b"not enough memory");
+            ffi::lua_error(state);
+        }
+        let has_tls = ffi::lua_type(state, MAIN_TLS) == ffi::LUA_TTABLE;
+        if has_tls {
+            ffi::lua_createtable(state, 0, 0);
+            set_tls(state);
+        }
+        vm.functions.reset_environment(thread);
+        ffi::lua_pushvalue(state, XPCALL);
+        ffi::lua_insert(state, -count - 1);
+        ffi::lua_pushvalue(state, FAILURE);
+        ffi::lua_insert(state, -count);
+        ffi::lua_xmove(state, thread, count + 2);
+        vm.in_hand.set(None);
+        let status = ffi::lua_resume_(thread, count + 1);
+        vm.in_hand.set(slot);
+        if has_tls && status == ffi::LUA_OK {
+            ffi::lua_pushvalue(state, MAIN_TLS);
+            set_tls(state);
+        }
+        status
+    }
+}
+
+/// Gives what has become of a session to the scheduler; `status` is its coroutine's.
+///
+/// # Safety
+/// In `turn`, after [`run`].
+unsafe fn hand_over(
+    state: *mut lua_State,
+    thread: *mut lua_State,
+    status: c_int,
+    ticket: Option<u64>,
+    slot: Option<usize>,
+) -> c_int {
+    // SAFETY: what is on the thread is moved, with room made for it.
+    unsafe {
+        let count = if matches!(status, ffi::LUA_OK | ffi::LUA_YIELD) { ffi::lua_gettop(thread) } else { 1 };
+        ffi::lua_settop(state, LAST);
+        // A session that waits is not to be ended for this.
+        if count > ROOM / 2 {
+            ffi::luaL_checkstack_(state, count + ROOM, c"too many values".as_ptr());
+        }
+        ffi::lua_pushnumber(state, if status == ffi::LUA_YIELD { kind::YIELDED } else { kind::ENDED });
+        for number in [ticket.map(|ticket| ticket as f64), slot.map(|slot| slot as f64)] {
+            match number {
+                Some(number) => ffi::lua_pushnumber(state, number),
+                None => ffi::lua_pushnil(state),
+            }
+        }
+        if !matches!(status, ffi::LUA_OK | ffi::LUA_YIELD) {
+            ffi::lua_pushboolean(state, 0);
+        }
+        ffi::lua_xmove(thread, state, count);
+        ffi::lua_gettop(state) - LAST
+    }
+}
+
+/// Runs the completion that waits for an outcome, if it is one that waits: the `count` values on top are what [`event`]
+/// has given. Gives what `turn` is to give, if anything.
+///
+/// # Safety
+/// In `turn`.
+unsafe fn completion(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, ticket: u64, count: c_int) -> Option<c_int> {
+    // SAFETY: values are pushed and moved; tickets of completions are small.
+    unsafe {
+        ffi::luaL_checkstack_(state, 8, c"too many values received".as_ptr());
+        ffi::lua_rawgeti_(state, WAITING, ticket as c_int);
+        if ffi::lua_type(state, -1) != ffi::LUA_TFUNCTION {
+            ffi::lua_settop(state, -2);
+            return Some(count);
+        }
+        // The ticket is the completion's until it has ended.
+        ffi::lua_pushboolean(state, 0);
+        ffi::lua_rawseti_(state, WAITING, ticket as c_int);
+        // In the place of the ticket: what is above that is its arguments.
+        ffi::lua_replace(state, LAST + 2);
+        if vm.worker.is_some() {
+            enter_job(state, vm, None);
+        }
+        begin(state, vm, None);
+        let status = run(state, vm, thread, None, count - 1);
+        set_current(state, false);
+        if status != ffi::LUA_OK || vm.touched.get() || ffi::lua_toboolean(thread, 1) == 0 {
+            return Some(hand_over(state, thread, status, Some(ticket), None));
+        }
+        ffi::lua_settop(thread, 0);
+        vm.end_completion(ticket);
+        None
+    }
+}
+
+/// Runs the job in `slot`. Gives what `turn` is to give, if anything.
+///
+/// # Safety
+/// In `turn`.
+unsafe fn job(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usize) -> Option<c_int> {
+    // SAFETY: as `open` and `finish`.
+    unsafe {
+        begin(state, vm, Some(slot));
+        let given = job_inside(state, vm, thread, slot);
+        set_current(state, false);
+        vm.in_hand.set(None);
+        given
+    }
+}
+
+/// # Safety
+/// As [`job`], whose session is the running one.
+unsafe fn job_inside(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usize) -> Option<c_int> {
+    // SAFETY: as `job`.
+    unsafe {
+        // Lua may run, and memory run out, in what comes: that is the job's own affair.
+        vm.in_hand.set(None);
+        let opened = open_job(state, vm, slot);
+        vm.in_hand.set(Some(slot));
+        let count = match opened {
+            Opened::Values(count) => count,
+            // Its session is to load the module.
+            Opened::Module => {
+                ffi::lua_settop(state, LAST);
+                return Some(give(state, vm, Next::Job(slot), None));
+            }
+            Opened::Raised => {
+                ffi::lua_xmove(state, thread, 1);
+                return Some(hand_over(state, thread, ffi::LUA_ERRRUN, None, Some(slot)));
+            }
+        };
+        ffi::luaL_checkstack_(state, ROOM, c"too many values received".as_ptr());
+        if ffi::lua_type(state, LAST + 2) != ffi::LUA_TNIL {
+            ffi::lua_pushnumber(state, kind::OPENED);
+            ffi::lua_insert(state, LAST + 1);
+            ffi::lua_pushnumber(state, slot as f64);
+            ffi::lua_insert(state, LAST + 2);
+            return Some(count + 2);
+        }
+        ffi::lua_remove(state, LAST + 2);
+        let status = run(state, vm, thread, Some(slot), count - 1);
+        if status != ffi::LUA_OK
+            || vm.touched.get()
+            || ffi::lua_toboolean(thread, 1) == 0
+            || vm.stop_of(slot).is_some()
+            || vm.memory.as_ref().is_some_and(|memory| memory.is_pressed())
+            || !finish(state, vm, thread, slot)
+        {
+            return Some(hand_over(state, thread, status, None, Some(slot)));
+        }
+        ffi::lua_settop(thread, 0);
+        // Lua that has packed the outcome may have taken locks.
+        vm.touched.get().then(|| hand_over(state, thread, ffi::LUA_OK, None, None))
+    }
+}
+
+/// Ends the job in `slot` with the values on its coroutine, which stay there; false where that is not as simple.
+///
+/// # Safety
+/// In `turn`.
+unsafe fn finish(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usize) -> bool {
+    // SAFETY: the values are copied, so that they are there for another attempt.
+    unsafe {
+        let Some(mode) = vm.mode_of(slot) else { return false };
+        if mode != Mode::Async {
+            let count = ffi::lua_gettop(thread);
+            if ffi::lua_checkstack(thread, count) == 0 || ffi::lua_checkstack(state, count + 4) == 0 {
+                return false;
+            }
+            ffi::lua_settop(state, LAST);
+            for place in 1..=count {
+                ffi::lua_pushvalue(thread, place);
+            }
+            ffi::lua_xmove(thread, state, count);
+            let purpose = Purpose::Outcome(None);
+            let request = Request { count, limit: vm.message_limit(), scanned: false, purpose };
+            let Some((mut message, origin)) = vm.take_message(slot) else { return false };
+            vm.in_hand.set(None);
+            let encoded = encode_outcome(state, vm, slot, &mut message, origin.as_deref(), 0, request);
+            vm.in_hand.set(Some(slot));
+            vm.put_message(slot, message, origin);
+            if encoded.is_err() {
+                return false;
+            }
+        }
+        calm(state, vm);
+        end_hook(state);
+        forget_origin(state, vm, slot);
+        vm.end(slot, true);
+        true
+    }
+}
+
+/// `touch()`: the session that runs is not to be used for another job or completion as it is
+unsafe extern "C-unwind" fn touch(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { vm(state).touched.set(true) };
+    0
+}
+
+/// `new_thread()` → a coroutine for `turn`
+unsafe extern "C-unwind" fn new_thread(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours; one push.
+    unsafe {
+        vm(state).direct_slot.set(None);
+        ffi::lua_newthread(state);
+    }
+    1
+}
+
+/// `new_ticket()` → a ticket that nobody uses
+unsafe extern "C-unwind" fn new_ticket(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { ffi::lua_pushnumber(state, vm(state).new_ticket() as f64) };
+    1
+}
+
+/// `release_ticket(ticket)`: nothing will come for it any more
+unsafe extern "C-unwind" fn release_ticket(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        if let Some(ticket) = slot_at(state, 1) {
+            vm(state).release_ticket(ticket as u64);
+        }
+    }
+    0
+}
+
+/// `tickets()` → how many there are, used or not
+unsafe extern "C-unwind" fn tickets(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { ffi::lua_pushnumber(state, vm(state).tickets() as f64) };
+    1
+}
+
+/// `completions(more)` → how many completions are awaited or run, after so many more
+unsafe extern "C-unwind" fn completions(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let vm = vm(state);
+        let count = vm.completions.get() + ffi::lua_tonumber(state, 1) as isize;
+        vm.completions.set(count);
+        ffi::lua_pushnumber(state, count as f64);
+    }
+    1
+}
+
+/// `in_hand()` → the slot of the job that `turn` had in hand when it raised, if any
+unsafe extern "C-unwind" fn in_hand(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        let Some(slot) = vm(state).in_hand.take() else { return 0 };
+        ffi::lua_pushnumber(state, slot as f64);
+    }
+    1
+}
