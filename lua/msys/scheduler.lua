@@ -25,7 +25,7 @@ local scheduler = {}
 
 -- Kinds of events, as in src/host/jobs.rs.
 local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST, FAILED, STOP, STOP_JOB = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
-local RAN, OPENED, YIELDED, ENDED = 10, 11, 12, 13
+local RAN, OPENED, YIELDED, ENDED, BROKEN, RESUMED = 10, 11, 12, 13, 14, 15
 
 --- What a coroutine yields: a session that waits (with its ticket), one that lets others run, and one that has ended.
 local WAIT, YIELD, DONE = {}, {}, {}
@@ -109,6 +109,9 @@ local session_in_hand, slot_in_hand
 --- The session for what `native.turn` runs.
 ---@type msys.Session?
 local direct
+--- Others that can be that.
+---@type msys.Session[], integer
+local spare_direct, spare_directs = {}, 0
 
 --- `scheduler.run` is at work, or was left by an error.
 local running = false
@@ -304,8 +307,8 @@ local function check_interrupt()
 end
 scheduler.check_interrupt = check_interrupt
 
----@type fun(session: msys.Session, ok: boolean, ...: any)
-local finish_direct
+---@type fun(session: msys.Session, ok: boolean, ...: any), fun(session: msys.Session)
+local finish_direct, keep_direct
 
 local function resumed(session, previous, depth, ok, tag, ...)
   -- One that goes on is in hand until it is in the list of those that are ready.
@@ -322,6 +325,7 @@ local function resumed(session, previous, depth, ok, tag, ...)
   elseif session.direct and (not ok or co_status(session.co) == "dead") then
     if ok then
       finish_direct(session, tag, ...)
+      keep_direct(session)
     else
       finish_direct(session, false, tag)
     end
@@ -469,12 +473,26 @@ end
 function finish_direct(session, ok, ...)
   session.direct = nil
   if for_jobs and session.slot then
+    local previous = current
     slot_in_hand = session.slot
-    return for_jobs.finish(session, ok, ...)
+    current = session
+    for_jobs.finish(session, ok, ...)
+    current = previous
+    session_in_hand, slot_in_hand = nil, nil
+    return
   end
   if session.number then release_locks(session) end
   -- Else it was a job that has ended.
   if session.completes then scheduler.start(end_completion, session.completes, ok, (...)) end
+end
+
+--- Keeps a session that was made for `native.turn`, whose coroutine has ended, for the next turns.
+function keep_direct(session)
+  session.tls, session.stop, session.completes = nil, nil, nil
+  if spare_directs < SPARE then
+    spare_directs = spare_directs + 1
+    spare_direct[spare_directs] = session
+  end
 end
 
 --- Runs `fn` with the outcome of `ticket`.
@@ -874,14 +892,24 @@ local function take_over(kind, ticket, slot, ...)
   pumps = 0
   set_tls(nil)
   finish_direct(session, ...)
+  if kind == ENDED then keep_direct(session) end
   check_interrupt()
+end
+
+--- Goes on with a session that `native.turn` has resumed.
+local function go_on(session, ...)
+  session_in_hand = session
+  return resumed(session, nil, 0, ...)
 end
 
 --- Handles what `native.turn` gave; false when a worker is to end; and how many events there were.
 local function turned(kind, ...)
   if kind == RAN then
     return true, (...)
-  elseif kind == YIELDED or kind == ENDED then
+  elseif kind == RESUMED then
+    go_on(...)
+    return true, 1
+  elseif kind == YIELDED or kind == ENDED or kind == BROKEN then
     take_over(kind, ...)
     return true, 1
   elseif kind == OPENED then
@@ -897,7 +925,17 @@ end
 --- sessions, where nothing but a session reads what is the session's, jobs and completions are run by Rust.
 local function turn(block, most)
   if current or main.number or tls_home and not is_worker then return turned(next_event(block)) end
-  if not direct then direct = new_session(native.new_thread(), true) end
+  if not direct then
+    if spare_directs > 0 then
+      direct = spare_direct[spare_directs] --[[@as msys.Session]]
+      spare_direct[spare_directs] = nil
+      spare_directs = spare_directs - 1
+      direct.direct = true
+    else
+      direct = new_session(native.new_thread(), true)
+    end
+    native.renew()
+  end
   return turned(
     native_turn(
       block,
@@ -909,7 +947,8 @@ local function turn(block, most)
       tls_home and main_tls or nil,
       xpcall,
       failure,
-      jobs
+      jobs,
+      WAIT
     )
   )
 end

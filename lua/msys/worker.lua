@@ -221,8 +221,19 @@ local function finish_here(session, slot, ok, ...)
   return ended(own, slot, ok, ...)
 end
 
-local function finish_job(session, ...)
-  return scheduler.start(finish_here, session, session.slot, ...)
+--- The same; what is usual, without another session.
+local function finish_job(session, ok, ...)
+  local slot = session.slot
+  if ok and not session.number and not session.stop then
+    local sent, pressed = native_finish(slot, 0, true, ...)
+    if sent then
+      jobs[slot] = nil
+      session.slot = nil
+      if pressed then collect_garbage() end
+      return
+    end
+  end
+  return scheduler.start(finish_here, session, slot, ok, ...)
 end
 
 --- Runs a job that has been decoded.

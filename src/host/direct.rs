@@ -23,6 +23,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"turn", turn),
     (c"touch", touch),
     (c"new_thread", new_thread),
+    (c"renew", renew),
     (c"new_ticket", new_ticket),
     (c"release_ticket", release_ticket),
     (c"tickets", tickets),
@@ -39,19 +40,26 @@ const MAIN_TLS: c_int = 7;
 const XPCALL: c_int = 8;
 const FAILURE: c_int = 9;
 const JOBS: c_int = 10;
-const TLS_NAME: c_int = 11;
-const LAST: c_int = TLS_NAME;
+const WAIT: c_int = 11;
+const TLS_NAME: c_int = 12;
+const CO: c_int = 13;
+const NUMBER: c_int = 14;
+const SLOT: c_int = 15;
+const TLS: c_int = 16;
+const LAST: c_int = TLS;
 /// Room for what is pushed beside values.
 const ROOM: c_int = 20;
 
-/// `turn(block, most, session, thread, current, waiting, main_tls, xpcall, failure, jobs)` → as `next`; or a kind and: ran
-/// (how many jobs or completions) · opened (slot, closure, completion, args…), a job whose completion runs here · yielded (ticket
-/// or nil, slot or nil, what the coroutine yielded…) · ended (ticket or nil, slot or nil, ok, values… or error), the rest
-/// of which is the scheduler's
+/// `turn(block, most, session, thread, current, waiting, main_tls, xpcall, failure, jobs, wait)` → as `next`; or a kind and:
+/// ran (how many events) · opened (slot, closure, completion, args…), a job whose completion runs here · yielded (ticket
+/// or nil, slot or nil, what the coroutine yielded…), ended (ticket or nil, slot or nil, ok, values…) or broken (ticket or
+/// nil, slot or nil, false, error), the rest of which is the scheduler's · resumed (session, as `coroutine.resume` gives
+/// it…), a session that has not just come to its next wait
 ///
 /// `current` is a function with one upvalue, the running session; `waiting` has what waits, by ticket; `main_tls` is
 /// what the global `_TLS` is outside of sessions, or nil where there is no such global. The coroutine runs
-/// `xpcall(function, failure, …)`, which sees where an error was raised; `jobs` has the sessions of jobs, by slot.
+/// `xpcall(function, failure, …)`, which sees where an error was raised; `jobs` has the sessions of jobs, by slot; a session that waits yields
+/// `wait`.
 unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; as `next`.
     unsafe {
@@ -60,9 +68,12 @@ unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
         let most = ffi::lua_tonumber(state, 2) as usize;
         let thread = ffi::lua_tothread(state, THREAD);
         vm.set_deep(false);
+        vm.touched.set(false);
         ffi::luaL_checkstack_(state, LAST + ROOM, c"turn".as_ptr());
-        ffi::lua_settop(state, LAST - 1);
-        push_bytes(state, b"_TLS");
+        ffi::lua_settop(state, WAIT);
+        for name in [&b"_TLS"[..], b"co", b"number", b"slot", b"tls"] {
+            push_bytes(state, name);
+        }
         let mut ran = 0;
         while ran < most {
             ffi::lua_settop(state, LAST);
@@ -70,13 +81,14 @@ unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
                 Next::Nothing => break,
                 Next::Job(slot) if is_plain(vm, slot) => job(state, vm, thread, slot),
                 Next::Event(job) => {
-                    let scheduled = job.value.mode == Mode::Scheduled && job.value.kind == Kind::Outcome;
+                    let mode = (job.value.kind == Kind::Outcome).then_some(job.value.mode);
                     let ticket = job.value.ticket;
                     let count = event(state, vm, job, None);
-                    if scheduled && ffi::lua_tonumber(state, LAST + 1) == kind::OUTCOME {
-                        completion(state, vm, thread, ticket, count)
-                    } else {
-                        Some(count)
+                    let has_come = ffi::lua_tonumber(state, LAST + 1) == kind::OUTCOME;
+                    match mode {
+                        Some(Mode::Scheduled) if has_come => completion(state, vm, thread, ticket, count),
+                        Some(Mode::Sync) if has_come => session(state, vm, ticket, count),
+                        _ => Some(count),
                     }
                 }
                 next => Some(give(state, vm, next, None)),
@@ -85,6 +97,10 @@ unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
                 return given;
             }
             ran += 1;
+            if vm.touched.get() {
+                // There may be a session that is ready.
+                break;
+            }
             // A host may have what it waits for; a worker goes on till there is something for its scheduler.
             block &= vm.worker.is_some();
         }
@@ -207,7 +223,11 @@ unsafe fn hand_over(
         if count > ROOM / 2 {
             ffi::luaL_checkstack_(state, count + ROOM, c"too many values".as_ptr());
         }
-        ffi::lua_pushnumber(state, if status == ffi::LUA_YIELD { kind::YIELDED } else { kind::ENDED });
+        ffi::lua_pushnumber(state, match status {
+            ffi::LUA_YIELD => kind::YIELDED,
+            ffi::LUA_OK => kind::ENDED,
+            _ => kind::BROKEN,
+        });
         for number in [ticket.map(|ticket| ticket as f64), slot.map(|slot| slot as f64)] {
             match number {
                 Some(number) => ffi::lua_pushnumber(state, number),
@@ -254,6 +274,98 @@ unsafe fn completion(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, tic
         vm.end_completion(ticket);
         None
     }
+}
+
+/// Pushes a field of the session on top.
+///
+/// # Safety
+/// In `turn`, a table on top; `name` is the place of a name.
+unsafe fn field(state: *mut lua_State, at: c_int, name: c_int) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        ffi::lua_pushvalue(state, name);
+        ffi::lua_rawget_(state, at);
+    }
+}
+
+/// Resumes the session that waits for an outcome, if one does: the `count` values on top are what [`event`] has given.
+/// Gives what `turn` is to give, if anything.
+///
+/// # Safety
+/// In `turn`.
+unsafe fn session(state: *mut lua_State, vm: &Vm, ticket: u64, count: c_int) -> Option<c_int> {
+    // SAFETY: values are pushed and moved. What raises does so before the ticket is released.
+    unsafe {
+        ffi::luaL_checkstack_(state, ROOM, c"too many values received".as_ptr());
+        let top = ffi::lua_gettop(state);
+        let Ok(place) = c_int::try_from(ticket) else { return Some(count) };
+        ffi::lua_rawgeti_(state, WAITING, place);
+        let session = top + 1;
+        if ffi::lua_type(state, session) == ffi::LUA_TTABLE {
+            field(state, session, CO);
+            field(state, session, NUMBER);
+        }
+        let thread = ffi::lua_tothread(state, session + 1);
+        // What stands for a pump has no coroutine; the number is for code that has to do with locks.
+        if thread.is_null()
+            || ffi::lua_type(state, session + 2) != ffi::LUA_TNIL
+            || ffi::lua_checkstack(thread, count) == 0
+        {
+            ffi::lua_settop(state, top);
+            return Some(count);
+        }
+        let has_tls = ffi::lua_type(state, MAIN_TLS) == ffi::LUA_TTABLE;
+        if has_tls {
+            field(state, session, TLS);
+            if ffi::lua_type(state, -1) != ffi::LUA_TTABLE {
+                ffi::lua_settop(state, top);
+                return Some(count);
+            }
+            set_tls(state);
+        }
+        if vm.worker.is_some() {
+            field(state, session, SLOT);
+            let slot = slot_at(state, -1);
+            enter_job(state, vm, slot);
+        }
+        ffi::lua_settop(state, session);
+        ffi::lua_pushboolean(state, 0);
+        ffi::lua_rawseti_(state, WAITING, place);
+        vm.release_ticket(ticket);
+        ffi::lua_pushvalue(state, session);
+        ffi::lua_setupvalue(state, CURRENT, 1);
+        // In the place of the ticket: kind, session, values.
+        ffi::lua_replace(state, LAST + 2);
+        let values = count - 2;
+        ffi::lua_xmove(state, thread, values);
+        vm.touched.set(false);
+        let status = ffi::lua_resume_(thread, values);
+        set_current(state, false);
+        if has_tls {
+            ffi::lua_pushvalue(state, MAIN_TLS);
+            set_tls(state);
+        }
+        // It may have a number now, that of the code which runs.
+        if status == ffi::LUA_YIELD
+            && !vm.touched.get()
+            && ffi::lua_type(thread, 1) == ffi::LUA_TTABLE
+            && ffi::lua_topointer(thread, 1) == ffi::lua_topointer(state, WAIT)
+        {
+            ffi::lua_settop(thread, 0);
+            return None;
+        }
+        let ok = matches!(status, ffi::LUA_OK | ffi::LUA_YIELD);
+        let given = if ok { ffi::lua_gettop(thread) } else { 1 };
+        ffi::lua_pushnumber(state, kind::RESUMED);
+        ffi::lua_replace(state, LAST + 1);
+        ffi::lua_pushboolean(state, c_int::from(ok));
+        if given > ROOM / 2 {
+            ffi::luaL_checkstack_(state, given + ROOM, c"too many values".as_ptr());
+        }
+        ffi::lua_xmove(thread, state, given);
+        given + 3
+    }
+    .into()
 }
 
 /// Runs the job in `slot`. Gives what `turn` is to give, if anything.
@@ -364,11 +476,15 @@ unsafe extern "C-unwind" fn touch(state: *mut lua_State) -> c_int {
 /// `new_thread()` → a coroutine for `turn`
 unsafe extern "C-unwind" fn new_thread(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; one push.
-    unsafe {
-        vm(state).direct_slot.set(None);
-        ffi::lua_newthread(state);
-    }
+    unsafe { ffi::lua_newthread(state) };
     1
+}
+
+/// `renew()`: the next turns are on another session, which has no slot
+unsafe extern "C-unwind" fn renew(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { vm(state).direct_slot.set(None) };
+    0
 }
 
 /// `new_ticket()` → a ticket that nobody uses

@@ -60,6 +60,8 @@ pub(super) mod kind {
     pub(in crate::host) const OPENED: f64 = 11.0;
     pub(in crate::host) const YIELDED: f64 = 12.0;
     pub(in crate::host) const ENDED: f64 = 13.0;
+    pub(in crate::host) const BROKEN: f64 = 14.0;
+    pub(in crate::host) const RESUMED: f64 = 15.0;
 }
 
 /// Flags of `submit` and `finish`; `lua/msys/submit.lua` and `worker.lua` have the same.
