@@ -273,6 +273,9 @@ impl Decoder<'_> {
             match self.role {
                 Role::Job { .. } | Role::Init => {
                     if self.flags & flag::ENV != 0 {
+                        if !self.functions.makes_environments() {
+                            luajit::load_all(self.state);
+                        }
                         let init = matches!(self.role, Role::Init);
                         let open = self.flags & flag::OPEN_ENV != 0;
                         self.functions.push_environment(self.state, open, init);
@@ -473,7 +476,7 @@ impl Decoder<'_> {
                         }
                     }
                     tag::SET_BYTES => {
-                        ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, luajit::CDATA_FILL.as_ptr());
+                        luajit::push_registered(self.state, luajit::CDATA_FILL);
                         ffi::lua_pushvalue(self.state, at);
                         ffi::lua_pushvalue(self.state, at + 3);
                         ffi::lua_call(self.state, 2, 0);
@@ -625,7 +628,7 @@ impl Decoder<'_> {
         let bytes = self.reader.string()?;
         // SAFETY: three values at most, one of which is left. A raise ends the protected call.
         unsafe {
-            ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, luajit::CDATA_UNPACK.as_ptr());
+            luajit::push_registered(self.state, luajit::CDATA_UNPACK);
             push_bytes(self.state, name);
             push_bytes(self.state, bytes);
             ffi::lua_call(self.state, 2, 1);
@@ -710,7 +713,19 @@ impl Decoder<'_> {
                 ffi::LUA_TNIL | ffi::LUA_TBOOLEAN | ffi::LUA_TLIGHTUSERDATA
             );
             if absent {
-                return self.missing(module, b"");
+                if !module.starts_with(b"msys.") {
+                    return self.missing(module, b"");
+                }
+                // One of ours, which a worker loads when it needs it.
+                ffi::lua_settop(self.state, -2);
+                luajit::load_all(self.state);
+                ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
+                push_bytes(self.state, module);
+                ffi::lua_rawget_(self.state, -2);
+                ffi::lua_remove(self.state, -2);
+                if ffi::lua_type(self.state, -1) == ffi::LUA_TNIL {
+                    return self.missing(module, b"");
+                }
             }
             if !field.is_empty() {
                 push_bytes(self.state, field);

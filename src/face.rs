@@ -8,19 +8,19 @@ use std::{
     sync::OnceLock,
 };
 
-use mlua::{Lua, Table};
-
 use crate::{
     functions::write_dump,
-    luajit::{ffi, lua_State},
+    luajit::{ffi, lua_State, push_bytes},
 };
 
-const COUNT: usize = 19;
+const COUNT: usize = 21;
 
 /// The modules: name, source, and what a chunk of that source is called.
 const FACE: [(&CStr, &str); COUNT] = [
     (c"=[msys]", include_str!("../lua/msys/init.lua")),
     (c"=[thread]", include_str!("../lua/thread.lua")),
+    (c"=[msys.base]", include_str!("../lua/msys/base.lua")),
+    (c"=[msys.boot]", include_str!("../lua/msys/boot.lua")),
     (c"=[msys.cancel]", include_str!("../lua/msys/cancel.lua")),
     (c"=[msys.cdata]", include_str!("../lua/msys/cdata.lua")),
     (c"=[msys.channel]", include_str!("../lua/msys/channel.lua")),
@@ -52,23 +52,20 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     FACE.iter().map(|(chunk, _)| name_of(chunk))
 }
 
-/// Has `require` find the modules, which `preload` is the table for.
+/// Has `require` find the modules: fills the table on top, `package.preload`.
 ///
 /// # Safety
-/// The VM is this thread's, and LuaJIT.
-pub unsafe fn install(lua: &Lua, preload: &Table) -> mlua::Result<()> {
-    for (place, name) in names().enumerate() {
-        // SAFETY: pushes a C function with one upvalue, which is what it wants.
-        let opener: mlua::Function = unsafe {
-            lua.exec_raw((), |state| {
-                let state = state.cast();
-                ffi::lua_pushnumber(state, place as f64);
-                ffi::lua_pushcclosure(state, open, 1);
-            })?
-        };
-        preload.raw_set(name, opener)?;
+/// In protected mode, with three free slots.
+pub unsafe fn install(state: *mut lua_State) {
+    for ((chunk, _), place) in FACE.iter().zip(0..) {
+        // SAFETY: what is pushed is stored.
+        unsafe {
+            push_bytes(state, name_of(chunk).as_bytes());
+            ffi::lua_pushnumber(state, f64::from(place));
+            ffi::lua_pushcclosure(state, open, 1);
+            ffi::lua_rawset(state, -3);
+        }
     }
-    Ok(())
 }
 
 /// `open(name)` → what the module's chunk gives

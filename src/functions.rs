@@ -183,6 +183,11 @@ impl Functions {
         self.environments.set(Some(environments));
     }
 
+    /// Whether it is known what makes the environments of jobs.
+    pub fn makes_environments(&self) -> bool {
+        self.environments.get().is_some()
+    }
+
     /// Whether there has been an environment of a job's own.
     #[inline]
     pub fn has_environments(&self) -> bool {

@@ -93,3 +93,38 @@ pub unsafe fn push_bytes(state: *mut lua_State, bytes: &[u8]) {
     // SAFETY: pointer and length describe `bytes`, which LuaJIT copies.
     unsafe { ffi::lua_pushlstring_(state, bytes.as_ptr().cast(), bytes.len()) }
 }
+
+/// Registry name of the function that loads what a worker's VM begins without (`lua/msys/boot.lua`).
+pub const LOAD_ALL: &CStr = c"msys.load_all";
+
+/// Loads all that a worker's VM has, where that is not there yet. May raise.
+///
+/// # Safety
+/// `state` is a live VM of this thread with two free stack slots; nothing with a destructor is live in the caller.
+pub unsafe fn load_all(state: *mut lua_State) {
+    // SAFETY: a function is called, or what was pushed is taken off.
+    unsafe {
+        ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, LOAD_ALL.as_ptr());
+        if ffi::lua_type(state, -1) == ffi::LUA_TFUNCTION {
+            ffi::lua_call(state, 0, 0);
+        } else {
+            ffi::lua_settop(state, -2);
+        }
+    }
+}
+
+/// Pushes an entry of the registry that a module of ours sets. May raise.
+///
+/// # Safety
+/// As [`load_all`], with three free slots.
+pub unsafe fn push_registered(state: *mut lua_State, name: &CStr) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, name.as_ptr());
+        if ffi::lua_type(state, -1) == ffi::LUA_TNIL {
+            ffi::lua_settop(state, -2);
+            load_all(state);
+            ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, name.as_ptr());
+        }
+    }
+}

@@ -213,6 +213,10 @@ pub struct Vm {
     pub touched: Cell<bool>,
     /// The slot that the session made for `turn` has in Lua.
     pub direct_slot: Cell<Option<usize>>,
+    /// Registry reference of a function whose upvalue is the running session; 0 is none.
+    pub current: Cell<std::ffi::c_int>,
+    /// The scheduler's Lua is loaded.
+    pub has_scheduler: Cell<bool>,
     /// The job that `turn` is about to run, or has run: should memory run out there, that is what is lost.
     pub in_hand: Cell<Option<usize>>,
     /// Completions of this VM's scheduler that are awaited or run.
@@ -309,6 +313,8 @@ impl Vm {
             turns: Cell::new(0),
             touched: Cell::new(false),
             direct_slot: Cell::new(None),
+            current: Cell::new(0),
+            has_scheduler: Cell::new(false),
             in_hand: Cell::new(None),
             completions: Cell::new(0),
             tickets: Cell::new(0),

@@ -4,16 +4,19 @@
 //! worker finds it wherever the host got it from, and the two never differ in version.
 
 use std::{
+    ffi::c_int,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
 };
 
-use mlua::{Lua, Table};
+use mlua::Lua;
 
 use crate::{
-    face, host, interrupt,
+    face,
+    functions::Functions,
+    host, interrupt,
     job::{Cause, Inbox, Stop},
-    luajit::{ffi, lua_State},
+    luajit::{LOAD_ALL, ffi, lua_State, push_bytes, string_at},
     mailbox::Mailbox,
     memory::Memory,
     pool::Worker,
@@ -56,8 +59,7 @@ pub fn run(worker: Worker) {
     // The VM goes after its Lua state: finalizers may still call it.
     let mut vm = None;
     let ended = serve(state, worker, inbox, &memory, &mut vm);
-    if let Err(error) = ended {
-        let kind = if matches!(error, mlua::Error::MemoryError(_)) { "memory" } else { "error" };
+    if let Err((kind, error)) = ended {
         let text = format!("a worker of pool '{}' could not run: {error}", pool.config.name);
         let serves = vm.as_ref().is_some_and(|vm| {
             vm.fail_running(kind, &text);
@@ -100,42 +102,129 @@ fn settle_estate(vm: *mut std::ffi::c_void, text: &str) {
     }
 }
 
+/// What [`boot`] needs.
+struct Boot<'a> {
+    vm: *mut Vm,
+    paths: Option<&'a registry::Paths>,
+    /// Jobs run before all modules are loaded.
+    is_lazy: bool,
+}
+
 fn serve(
     state: *mut lua_State,
     worker: Worker,
     inbox: Arc<Inbox>,
     memory: &Rc<Memory>,
     place: &mut Option<Box<Vm>>,
-) -> mlua::Result<()> {
-    // SAFETY: a new state of this thread; opening the libraries is protected by `lua_cpcall`.
-    let lua = unsafe {
-        unsafe extern "C-unwind" fn open(state: *mut lua_State) -> std::ffi::c_int {
-            // SAFETY: a new state with free stack slots.
-            unsafe { ffi::luaL_openlibs(state) };
-            0
-        }
-        ffi::lua_cpcall(state, open, std::ptr::null_mut());
-        Lua::get_or_init_from_ptr(state)
-    };
-    let init = worker.pool.config.init.clone();
-    let vm = place.insert(Box::new(Vm::new(host::functions_of(lua)?, inbox, Some(worker), Some(Rc::clone(memory)))));
+) -> Result<(), (&'static str, String)> {
+    let config = &worker.pool.config;
+    let init = config.init.clone();
+    let paths = registry::paths(config.paths);
+    // An init is to run now, and what is loaded belongs to a limit of memory.
+    let is_lazy = init.is_none() && config.memory_limit == usize::MAX && !registry::shares_globals();
+    let mut functions: Option<Functions> = None;
+    // SAFETY: a new state of this thread.
+    unsafe {
+        ffi::lua_cpcall(state, open_libraries, (&raw mut functions).cast());
+    }
+    let Some(functions) = functions else { return Err(("memory", "not enough memory".to_owned())) };
+    let vm = place.insert(Box::new(Vm::new(functions, inbox, Some(worker), Some(Rc::clone(memory)))));
+    *vm.packed.borrow_mut() = init;
+    if let (Some(_), Some(worker)) = (&paths, &vm.worker) {
+        vm.paths.set(worker.pool.config.paths);
+    }
     let address = &raw mut **vm;
     if let Some(station) = vm.station() {
         station.set_vm(address.cast(), settle_estate);
     }
-    let native = host::open_worker(lua, address)?;
-    let package: Table = lua.globals().get("package")?;
-    package.get::<Table>("loaded")?.raw_set("msys.native", native)?;
-    let paths = vm.worker.as_ref().map_or(u32::MAX, |worker| worker.pool.config.paths);
-    if let Some(known) = registry::paths(paths) {
-        package.raw_set("path", lua.create_string(&known.path)?)?;
-        package.raw_set("cpath", lua.create_string(&known.cpath)?)?;
-        vm.paths.set(paths);
+    if is_lazy && let Some(worker) = &vm.worker {
+        worker.serves();
     }
-    // SAFETY: the VM is this thread's, and nothing runs in it.
-    unsafe { face::install(lua, &package.get("preload")?)? };
-    let require: mlua::Function = lua.globals().get("require")?;
-    let serve: mlua::Function = require.call::<Table>("msys.worker")?.get("serve")?;
-    *vm.packed.borrow_mut() = init;
-    serve.call::<()>(())
+    let mut boot = Boot { vm: address, paths: paths.as_deref(), is_lazy };
+    // SAFETY: the VM is this thread's, and nothing runs in it; it outlives the call, as does what the pointer is to.
+    unsafe {
+        match ffi::lua_cpcall(state, self::boot, (&raw mut boot).cast()) {
+            ffi::LUA_OK => Ok(()),
+            status => {
+                let kind = if status == ffi::LUA_ERRMEM { "memory" } else { "error" };
+                let is_text = ffi::lua_type(state, -1) == ffi::LUA_TSTRING;
+                let text = if is_text { String::from_utf8_lossy(string_at(state, -1)).into_owned() } else { String::new() };
+                Err((kind, text))
+            }
+        }
+    }
+}
+
+/// Opens LuaJIT's libraries; its argument is the place for what the VM knows of functions.
+unsafe extern "C-unwind" fn open_libraries(state: *mut lua_State) -> c_int {
+    // SAFETY: a new state with free stack slots; the argument is `serve`'s.
+    unsafe {
+        let place = ffi::lua_touserdata(state, 1).cast::<Option<Functions>>();
+        ffi::luaL_openlibs(state);
+        place.write(Some(Functions::new(state)));
+    }
+    0
+}
+
+/// A worker's Lua, from its start to its end; its argument is a [`Boot`].
+unsafe extern "C-unwind" fn boot(state: *mut lua_State) -> c_int {
+    // SAFETY: the argument is `serve`'s; what is pushed is stored or called.
+    unsafe {
+        let boot = &*ffi::lua_touserdata(state, 1).cast::<Boot<'_>>();
+        ffi::lua_settop(state, 0);
+        host::note_originals(state);
+        ffi::lua_getfield_(state, ffi::LUA_GLOBALSINDEX, c"package".as_ptr());
+        if let Some(paths) = boot.paths {
+            push_bytes(state, &paths.path);
+            ffi::lua_setfield(state, 1, c"path".as_ptr());
+            push_bytes(state, &paths.cpath);
+            ffi::lua_setfield(state, 1, c"cpath".as_ptr());
+        }
+        ffi::lua_getfield_(state, 1, c"preload".as_ptr());
+        face::install(state);
+        ffi::lua_pushlightuserdata(state, boot.vm.cast());
+        ffi::lua_pushcclosure(state, open_native, 1);
+        ffi::lua_setfield(state, 2, c"msys.native".as_ptr());
+        // Before it puts its own in the place of `require`.
+        ffi::lua_getfield_(state, ffi::LUA_GLOBALSINDEX, c"require".as_ptr());
+        ffi::lua_pushvalue(state, 3);
+        push_bytes(state, b"msys.base");
+        ffi::lua_call(state, 1, 1);
+        ffi::lua_pushvalue(state, 3);
+        push_bytes(state, b"msys.boot");
+        ffi::lua_call(state, 1, 1);
+        ffi::lua_getfield_(state, 5, c"load_all".as_ptr());
+        ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, LOAD_ALL.as_ptr());
+        ffi::lua_getfield_(state, 5, c"serve".as_ptr());
+        ffi::lua_getfield_(state, 4, c"current".as_ptr());
+        ffi::lua_newthread(state);
+        host::push_turn(state, boot.vm, 7);
+        ffi::lua_remove(state, 7);
+        if !boot.is_lazy {
+            ffi::lua_settop(state, 6);
+        }
+        let arguments = ffi::lua_gettop(state) - 6;
+        ffi::lua_call(state, arguments, 0);
+        0
+    }
+}
+
+/// `open_native(name)` → `msys.native`, of a worker
+unsafe extern "C-unwind" fn open_native(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours, whose upvalue is the VM. What has a destructor is gone before anything is raised.
+    unsafe {
+        let vm = ffi::lua_touserdata(state, ffi::lua_upvalueindex(1)).cast::<Vm>();
+        let lua = Lua::get_or_init_from_ptr(state);
+        let opened = host::open_worker(lua, vm)
+            .and_then(|native| lua.set_named_registry_value("msys.native", native))
+            .map_err(|error| error.to_string());
+        match opened {
+            Ok(()) => {
+                ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"msys.native".as_ptr());
+                return 1;
+            }
+            Err(text) => push_bytes(state, text.as_bytes()),
+        }
+        ffi::lua_error(state)
+    }
 }

@@ -31,6 +31,77 @@ local native = {}
 ---@return string? why
 function native.submit(pool, mode, ticket, slot, session, name, flags, limits, closure, completion, ...) end
 
+--- Sends a job as `runInPool` is most often called; gives the ticket to wait for, or true; or nil, or nil, a reason and
+--- a value, of a job that is to be sent by `submit`, or not at all. The completion stands in `waiting` afterwards, if
+--- this VM is to run it.
+---@param pool integer
+---@param slot? integer
+---@param session integer  the submitting session's number, or 0
+---@param flags integer
+---@param waiting table<integer, any>  who waits, by ticket
+---@param closure any
+---@param third any
+---@param mode any
+---@return integer|true|nil ticket
+---@return string? reason
+---@return any value
+function native.send(pool, slot, session, flags, waiting, closure, third, mode) end
+
+--- Takes events and runs what it can of them; gives the first that is for the scheduler, as `next` does, or what has
+--- become of what it ran: see src/host/direct.rs.
+---@param block boolean
+---@param most number  of events
+---@param session msys.Session  for jobs and completions
+---@param co thread  its coroutine, which has ended or not begun
+---@param waiting table<integer, any>  who waits, by ticket
+---@param main_tls? table  the global `_TLS` outside of sessions, where there is one
+---@param xpcall function
+---@param failure function
+---@param jobs table<integer, msys.Session?>
+---@param wait table  what a session yields that waits
+---@return integer kind
+---@return any ...
+function native.turn(block, most, session, co, waiting, main_tls, xpcall, failure, jobs, wait) end
+
+--- The session that runs is not to be used for another job or completion as it is.
+function native.touch() end
+
+--- A coroutine for `turn`.
+---@return thread
+function native.new_thread() end
+
+--- The next turns are on another session, which has no slot.
+function native.renew() end
+
+--- Its one upvalue is the running session.
+---@param current fun(): msys.Session?
+function native.use_current(current) end
+
+--- The slot of the job that `turn` had in hand when it raised.
+---@return integer? slot
+function native.in_hand() end
+
+--- A ticket that nobody uses.
+---@return integer
+function native.new_ticket() end
+
+--- Nothing will come for it any more.
+---@param ticket integer
+function native.release_ticket(ticket) end
+
+--- How many tickets there are, used or not.
+---@return integer
+function native.tickets() end
+
+--- How many completions are awaited or run, after so many more.
+---@param more integer
+---@return integer
+function native.completions(more) end
+
+--- What Lua's own functions were when the VM was new, in the order of `fresh_names`; nil where they are still there.
+---@return table<integer, function>?
+function native.originals() end
+
 --- The next event: a kind and what belongs to it.
 ---@param block boolean
 ---@param deep? boolean  take no new job, but one that is waited for

@@ -109,9 +109,8 @@ local function worker_memory()
     for _ = 1, count do
       msys.spawn(function()
         must(msys.runInPool(many, function()
-          -- So that no other takes the next one.
-          require("msys").sleep(0.05)
-          return 1
+          -- Long enough that no other worker takes the next one, and without memory of its own.
+          return ("a"):rep(32):find(("a-"):rep(5) .. "b")
         end))
         begun = begun + 1
       end)

@@ -6,6 +6,7 @@
 -- Runs at exit too: see msys.names.
 jit.off(true, true)
 
+local base = require "msys.base"
 local native = require "msys.native"
 local scheduler = require "msys.scheduler"
 require "msys.cdata"
@@ -17,25 +18,21 @@ local shared = require "msys.shared"
 local submit = require "msys.submit"
 require "thread"
 
+--- In a worker it is there already, without contents.
 ---@class msys
 ---@field _TLS table  a table of the running session's own
----@field _OSTLS table  a table of this VM's own
-local msys = {
-  _VERSION = native.version,
-  _OSTLS = {},
-  core = require "msys.core",
-  threadpool = require "msys.threadpool",
-  workers = require "msys.workers",
-  runInPool = submit.runInPool,
-  submit = future.submit,
-  all = future.all,
-  any = future.any,
-  map = future.map,
-  canceller = cancel.canceller,
-  cancelled = cancel.cancelled,
-  lock = locks.lock,
-  unlock = locks.unlock,
-}
+local msys = base.msys or {}
+msys._VERSION = native.version
+--- A table of this VM's own.
+msys._OSTLS = base.ostls
+msys.core = require "msys.core"
+msys.threadpool = require "msys.threadpool"
+msys.workers = require "msys.workers"
+msys.runInPool = submit.runInPool
+msys.submit = future.submit
+msys.all, msys.any, msys.map = future.all, future.any, future.map
+msys.canceller, msys.cancelled = cancel.canceller, cancel.cancelled
+msys.lock, msys.unlock = locks.lock, locks.unlock
 
 --- The process's own shared table, for `msys.shareSet` and its kin.
 local store = native.process_table(1)
@@ -190,7 +187,7 @@ end
 local handler = print_error
 
 local function report(err, info)
-  local ok, fail = xpcall(handler, scheduler.failure, err, info)
+  local ok, fail = xpcall(handler, base.failure, err, info)
   if ok then return end
   print_error(err, info)
   local raised, about = scheduler.explain(fail)
@@ -213,6 +210,7 @@ if not native.is_worker then
   end
 
   scheduler.setup(report)
+  native.use_current(scheduler.current)
   submit.report = report
 
   -- FFI finalizers run before those of userdata when a state closes: the user's files are still open.

@@ -62,10 +62,24 @@ local named = {}
 --- put another in the place of.
 ---@type [function, string, string][]
 local original = {}
-for _, library in ipairs { "_G", unpack(LIBRARIES) } do
-  for field, value in next, package.loaded[library] or {} do
-    if type(value) == "function" and fresh[library .. "." .. tostring(field)] and is_c(value) then
-      original[#original + 1] = { value, library, field }
+do
+  -- A worker may have run jobs by now.
+  local noted = native.originals()
+  local place = 0
+  ---@type table<string?, boolean?>
+  local is_library = { _G = true }
+  for _, library in ipairs(LIBRARIES) do
+    is_library[library] = true
+  end
+  for name in gmatch(native.fresh_names(FRESH) or "", "[^\n]+") do
+    place = place + 1
+    local library, field = match(name, "^(.*)%.([^.]*)$")
+    if is_library[library] then
+      local fields = package.loaded[library]
+      local value = noted and noted[place] or not noted and fields and fields[field] or nil
+      if library and field and type(value) == "function" and is_c(value) then
+        original[#original + 1] = { value, library, field }
+      end
     end
   end
 end

@@ -99,7 +99,7 @@ local function parts(node)
     if meta then add(meta, "the metatable of " .. node.name, node.tail) end
   elseif type(value) == "function" then
     if
-      (getinfo(value, "S") --[[@as debuglib.DebugInfo]]).source == "=[msys.worker]"
+      (getinfo(value, "S") --[[@as debuglib.DebugInfo]]).source == "=[msys.boot]"
     then
       -- A generator of `coroutine.wrap`, which in a worker is a function of msys's.
       for place = 1, 255 do

@@ -5,13 +5,13 @@
 --- `waiting`: a session, which is resumed with the values; a completion, which is run with them; or a pump, that is a
 --- wait that cannot suspend and so runs the loop itself until its values have arrived.
 
+local base = require "msys.base"
 local native = require "msys.native"
 
-local co_create, co_resume, co_yield = coroutine.create, coroutine.resume, coroutine.yield
-local co_status = coroutine.status
+local co_create, co_yield = coroutine.create, coroutine.yield
+local co_resume, co_status = base.co_resume, base.co_status
 local co_running, isyieldable = coroutine.running, coroutine.isyieldable
 local next, pairs, select, unpack, type, xpcall = next, pairs, select, unpack, type, xpcall
-local traceback = debug.traceback
 local next_event, enter = native.next, native.enter
 local native_turn, touch = native.turn, native.touch
 local release_ticket, count_completions = native.release_ticket, native.completions
@@ -28,7 +28,7 @@ local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST, FAILED, STOP, STOP_JOB 
 local RAN, OPENED, YIELDED, ENDED, BROKEN, RESUMED = 10, 11, 12, 13, 14, 15
 
 --- What a coroutine yields: a session that waits (with its ticket), one that lets others run, and one that has ended.
-local WAIT, YIELD, DONE = {}, {}, {}
+local WAIT, YIELD, DONE = base.WAIT, {}, {}
 --- Stand in `waiting` for a pump, and for a wait that was ended before what it waited for has come.
 local PUMP, ABANDONED = {}, {}
 --- Comes in the place of a wait's values, if the wait was ended.
@@ -41,23 +41,8 @@ local POLL_MOST = 1000
 --- How many jobs or completions a turn of the loop runs before it looks at anything else.
 local TURN = 256
 
----@class msys.Session
----@field co thread
----@field tls? table  made when it is asked for
----@field slot? integer  the job that it is, on a worker
----@field args? table    what it starts with, until it does
----@field counted? boolean  msys.run waits for it
----@field number? integer  its number in the process, once it has to do with locks
----@field name? string  what messages call it, if not by its job
----@field ticket? integer  what it waits for, or last did
----@field pumping? integer  the ticket of the pump that it is in
----@field stop? { text: string, kind: string }  why its waits end at once
----@field completion? function  of the job that it is
----@field direct? boolean  its coroutine runs a job or a completion itself, and is not used again
----@field completes? integer  the ticket of the completion that it is
-
----@type msys.Session?
-local current
+--- A worker's may be there already, if its code has asked for the scheduler.
+local current = base.current()
 --- The code outside of sessions, as one that has locks.
 ---@type msys.Session
 local main = {
@@ -67,15 +52,13 @@ local main = {
 local owner = { session = 0 }
 scheduler.owner = owner
 ---@type table<integer, any>, table<integer, table?>
-local waiting, arrived = {}, {}
-scheduler.waiting = waiting
+local waiting, arrived = base.waiting, {}
 --- Tickets of timers, which a fork's child still has.
 local timed = {}
 local ready, first, last = {}, 1, 0
 local spare = {}
 --- The sessions of a worker's jobs, by slot.
----@type table<integer, msys.Session?>
-local jobs = {}
+local jobs = base.jobs
 scheduler.jobs = jobs
 --- Pumps on the stack; and the sessions that are in one, by that.
 local pumps = 0
@@ -87,7 +70,7 @@ local watched, polling = false, false
 local sessions = 0
 --- Where `_TLS` is a global: there, and what it is outside of sessions.
 ---@type table?, table
-local tls_home, main_tls = nil, {}
+local tls_home, main_tls = nil, base.main_tls
 
 --- What is done with failures that nobody waits for.
 ---@type fun(err: any, info: table)
@@ -98,7 +81,7 @@ local report
 ---@field start_opened fun(slot: integer, closure: function, completion: function, ...: any)  that was decoded
 ---@field finish fun(session: msys.Session, ok: boolean, ...: any)  whose coroutine has ended so
 ---@field fail fun(slot: integer?, err: any)  with an error of the loop's, if one is given; cannot fail itself
----@field end_stopped fun(session: msys.Session)  in the place of its session, which is not resumed
+---@field end_stopped fun(session: msys.Session)  ends a stopped job, whose session is not resumed
 ---@type msys.Jobs?
 local for_jobs
 --- What the loop has in hand: a session that it is about to resume, a job that it is about to begin. Should memory run
@@ -119,19 +102,8 @@ local running = false
 ---@type string?
 local interrupt
 
---- A failure inside a session, with the traceback of where it was raised.
-local Failure = {}
-Failure.__index = Failure
+local new_session, Failure, failure = base.new_session, base.Failure, base.failure
 scheduler.Failure = Failure
-
---- The message handler of every session.
-local function failure(err)
-  -- One that an isolated execution has ended with.
-  if getmetatable(err) == Failure then return err end
-  local text = type(err) == "string" and err or ""
-  return setmetatable({ err = err, traceback = traceback(text, 2) }, Failure)
-end
-scheduler.failure = failure
 
 --- `tostring` for error values: an object's `__tostring` may raise.
 ---@param value any
@@ -177,6 +149,8 @@ end
 --- Makes `_TLS` a field of `home` that follows the session; for a VM whose globals are ours or were asked for.
 ---@param home table
 function scheduler.keep_tls_in(home)
+  -- Of a session that runs without the scheduler, it is there already.
+  if current and current.direct then current.tls = rawget(home, "_TLS") end
   tls_home = home
   set_tls(current)
 end
@@ -257,7 +231,7 @@ local function name_of(session)
     return ("job %d%s of pool %s"):format(job, name and (" %q"):format(name) or "", pool)
   end
   local what = session == main and "the main code" or "a session"
-  local pool = native.is_worker and native.pool_name()
+  local pool = is_worker and native.pool_name()
   return pool and ("%s of a worker of pool %s"):format(what, pool) or what .. " of the host"
 end
 
@@ -386,19 +360,6 @@ local function body()
   end
 end
 
---- A session with places for all fields, for which there may be no memory later.
----@param co thread
----@param is_direct? boolean
----@return msys.Session
-local function new_session(co, is_direct)
-  ---@type table
-  local session = { co = co, direct = 0, slot = 0, tls = 0, stop = 0, number = 0, completion = 0, completes = 0, ticket = 0 }
-  session.slot, session.tls, session.stop, session.number = nil, nil, nil, nil
-  session.completion, session.completes, session.ticket = nil, nil, nil
-  session.direct = is_direct
-  return session
-end
-
 ---@return msys.Session
 local function take_session()
   local session = spare[#spare]
@@ -423,7 +384,7 @@ end
 ---@param err any
 ---@return boolean
 function scheduler.note_interrupt(err)
-  local is_interrupt = not native.is_worker and type(err) == "string" and err:find "interrupted!$" ~= nil
+  local is_interrupt = not is_worker and type(err) == "string" and err:find "interrupted!$" ~= nil
   running = running or is_interrupt
   return is_interrupt
 end
@@ -558,7 +519,7 @@ local function lose_everything()
   local text = "msys: the job is not in this process, which is a fork's child"
   local lost = waiting
   waiting = {}
-  scheduler.waiting = waiting
+  base.waiting = waiting
   for ticket = 1, native.tickets() do
     local waiter = lost[ticket]
     if waiter == PUMP or timed[ticket] then
@@ -942,7 +903,6 @@ local function turn(block, most)
       most,
       direct,
       direct.co,
-      scheduler.current,
       waiting,
       tls_home and main_tls or nil,
       xpcall,
@@ -994,6 +954,16 @@ end
 local function serve_turn()
   run_ready()
   return (turn(first > last, TURN))
+end
+
+--- Begins where a session has run jobs without the scheduler: with what has become of it.
+---@param session msys.Session
+---@param ok boolean  the rest is what `native.turn` gave, or an error
+function scheduler.take_on(session, ok, ...)
+  direct = session
+  if ok then return guarded(turned, ...) end
+  checked(nil, false, ...)
+  return true
 end
 
 --- A worker's life.
@@ -1096,25 +1066,13 @@ function resumed_inside(co, ...)
   return pass(co, co_resume(co, ...))
 end
 
----@param co thread
----@return boolean ok
----@return any ...
-function scheduler.resume(co, ...)
-  if type(co) ~= "thread" then
-    error(("bad argument #1 to 'resume' (coroutine expected, got %s)"):format(type(co)), 2)
-  elseif held[co] then
-    return false, "cannot resume non-suspended coroutine"
-  end
-  return pass(co, co_resume(co, ...))
-end
+scheduler.pass = pass
 
+--- Whether a coroutine of the user's waits inside msys.
 ---@param co thread
----@return string
-function scheduler.status(co)
-  if type(co) ~= "thread" then
-    error(("bad argument #1 to 'status' (coroutine expected, got %s)"):format(type(co)), 2)
-  end
-  return held[co] and "normal" or co_status(co)
+---@return boolean
+function scheduler.is_held(co)
+  return held[co] ~= nil
 end
 
 return scheduler

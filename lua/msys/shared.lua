@@ -236,11 +236,10 @@ end
 
 meta.__pairs, meta.__ipairs = shared.pairs, shared.ipairs
 
---- Makes the plain `pairs` and `ipairs` go through shared tables, where globals are ours to change. A LuaJIT with the
---- extensions of Lua
---- 5.2 does so by itself.
+--- Makes the plain `pairs` and `ipairs` go through shared tables, where a host's globals were asked for: a worker has
+--- `msys.boot`'s. A LuaJIT with the extensions of Lua 5.2 does so by itself.
 function shared.install_iteration()
-  if not pcall(pairs, setmetatable({}, { __pairs = error })) then return end
+  if native.is_worker or not pcall(pairs, setmetatable({}, { __pairs = error })) then return end
   local globals = package.loaded._G --[[@as table]]
   for _, name in ipairs { "pairs", "ipairs" } do
     globals[name] = shared[name]

@@ -1,5 +1,6 @@
 --- `msys.runInPool`: what the caller gave, checked; the job, sent; the outcome, awaited.
 
+local base = require "msys.base"
 local core = require "msys.core"
 local environment = require "msys.environment"
 local names = require "msys.names"
@@ -294,7 +295,7 @@ function submit.runInPool(pool, closure, third, mode)
     session and session.slot,
     numbered.session,
     not third and is_idle() and environment.flags + QUIET or environment.flags,
-    scheduler.waiting,
+    base.waiting,
     closure,
     third,
     mode

@@ -1,20 +1,19 @@
 --- What a worker VM adds to the scheduler: its globals, its jobs, and `coroutine` functions through which sessions can
 --- wait.
 ---
---- `src/worker.rs` requires this in each new worker VM, and calls `serve`.
+--- `msys.boot` requires this when the first job needs it, and calls what it gives.
 
----@type msys
-local msys = require "msys"
+local base = require "msys.base"
+local boot = require "msys.boot"
 local names = require "msys.names"
 local native = require "msys.native"
 local refusal = require "msys.refusal"
 local scheduler = require "msys.scheduler"
-local shared = require "msys.shared"
 
 local error, select, type, xpcall = error, select, type, xpcall
 local native_open, native_finish = native.open, native.finish
 local native_stopped = native.stopped
-local current, failure = scheduler.current, scheduler.failure
+local current, failure = scheduler.current, base.failure
 local jobs = scheduler.jobs
 
 jit.off(true, true)
@@ -299,38 +298,12 @@ local function start_job(slot, new_paths, short_of_memory)
   return scheduler.start(run_job, slot)
 end
 
---- `coroutine.resume` and `coroutine.wrap` of a worker: a wait inside a coroutine suspends the session around it.
-local function wrap_result(ok, ...)
-  if not ok then
-    -- Called in place of the generator, by a tail call.
-    error((...), 2)
-  end
-  return ...
-end
-
-local function install_coroutines()
-  local create = coroutine.create
-  coroutine.resume = scheduler.resume
-  coroutine.status = scheduler.status
-  coroutine.wrap = function(fn)
-    if type(fn) ~= "function" then
-      error(("bad argument #1 to 'wrap' (function expected, got %s)"):format(type(fn)), 2)
-    end
-    local co = create(fn)
-    return function(...)
-      return wrap_result(scheduler.resume(co, ...))
-    end
-  end
-  for _, name in ipairs { "resume", "status", "wrap" } do
-    table.insert(names.also, { coroutine[name], "coroutine", name })
-  end
-end
-
 --- A module is loaded once for all jobs: its functions must not get the environment of the job that asked for it, and
 --- a second job waits while the module, as it is loaded for the first, waits for something.
-local function install_require()
+do
+  ---@type table?
   local globals = package.loaded._G
-  local load = require
+  local load = boot.require
   local function back(env, name, ok, ...)
     if env ~= globals then setfenv(0, env) end
     local load_of = loading[name] --[[@as { tickets: integer[] }]]
@@ -344,8 +317,9 @@ local function install_require()
     if not ok then error((...), 0) end
     return ...
   end
+  --- A worker's `require`.
   ---@async
-  function globals.require(name)
+  function worker.require(name)
     local env = getfenv(0)
     if name == "_G" then return env end
     local by = loading[name]
@@ -353,14 +327,13 @@ local function install_require()
       local ticket = scheduler.wait_ticket()
       by.tickets[#by.tickets + 1] = ticket
       scheduler.wait(ticket)
-      return globals.require(name)
+      return worker.require(name)
     end
     if by or type(name) ~= "string" or package.loaded[name] then return load(name) end
     loading[name] = { session = current(), tickets = {} }
     if env ~= globals then setfenv(0, globals) end
     return back(env, name, pcall(load, name))
   end
-  table.insert(names.also, { globals.require, "_G", "require" })
 end
 
 local function open_init()
@@ -394,16 +367,12 @@ local function run_init()
   return ran and text or not ran and "the pool ended", traceback
 end
 
---- A worker's life, from its globals to its end.
-function worker.serve()
-  local globals = package.loaded._G
-  globals.msys = msys
-  globals.thread = require "thread"
-  globals._OSTLS = msys._OSTLS
-  scheduler.keep_tls_in(globals)
-  install_coroutines()
-  install_require()
-  shared.install_iteration()
+--- All modules are loaded: the scheduler takes over.
+function worker.ready()
+  for _, name in ipairs(boot.also) do
+    table.insert(names.also, name)
+  end
+  scheduler.keep_tls_in(package.loaded._G)
   scheduler.setup(report, {
     start = start_job,
     start_opened = start_opened,
@@ -411,6 +380,17 @@ function worker.serve()
     fail = fail_job,
     end_stopped = end_stopped,
   })
+  native.use_current(current)
+end
+
+--- A worker's life from here on.
+---@param session? msys.Session  that has run jobs before
+---@param ... any  what has become of it: see `scheduler.take_on`
+function worker.serve(session, ...)
+  if session then
+    if not scheduler.take_on(session, ...) then return end
+    return scheduler.serve()
+  end
   if native.shares_globals() then require "msys.globals" end
   names.scan()
   if native.has_init() then

@@ -562,7 +562,7 @@ impl<'a> Collector<'a> {
         // SAFETY: a function and its argument become two strings. The call may raise.
         unsafe {
             let top = ffi::lua_gettop(self.state);
-            ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, luajit::CDATA_PACK.as_ptr());
+            luajit::push_registered(self.state, luajit::CDATA_PACK);
             ffi::lua_pushvalue(self.state, at);
             ffi::lua_call(self.state, 1, 2);
             if ffi::lua_type(self.state, top + 2) == ffi::LUA_TSTRING && string_at(self.state, top + 2) != was {

@@ -109,7 +109,7 @@ impl Encoder<'_> {
                 return Ok(());
             }
             let top = ffi::lua_gettop(self.state);
-            ffi::lua_getfield_(self.state, ffi::LUA_REGISTRYINDEX, luajit::CDATA_PACK.as_ptr());
+            luajit::push_registered(self.state, luajit::CDATA_PACK);
             ffi::lua_pushvalue(self.state, at);
             ffi::lua_call(self.state, 1, 2);
             if ffi::lua_type(self.state, top + 1) == ffi::LUA_TUSERDATA {

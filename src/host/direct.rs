@@ -24,6 +24,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"touch", touch),
     (c"new_thread", new_thread),
     (c"renew", renew),
+    (c"use_current", use_current),
     (c"new_ticket", new_ticket),
     (c"release_ticket", release_ticket),
     (c"tickets", tickets),
@@ -34,33 +35,31 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
 /// The arguments of `turn`, and what it pushes first.
 const SESSION: c_int = 3;
 const THREAD: c_int = 4;
-const CURRENT: c_int = 5;
-const WAITING: c_int = 6;
-const MAIN_TLS: c_int = 7;
-const XPCALL: c_int = 8;
-const FAILURE: c_int = 9;
-const JOBS: c_int = 10;
-const WAIT: c_int = 11;
-const TLS_NAME: c_int = 12;
-const CO: c_int = 13;
-const NUMBER: c_int = 14;
-const SLOT: c_int = 15;
-const TLS: c_int = 16;
+const WAITING: c_int = 5;
+const MAIN_TLS: c_int = 6;
+const XPCALL: c_int = 7;
+const FAILURE: c_int = 8;
+const JOBS: c_int = 9;
+const WAIT: c_int = 10;
+const TLS_NAME: c_int = 11;
+const CO: c_int = 12;
+const NUMBER: c_int = 13;
+const SLOT: c_int = 14;
+const TLS: c_int = 15;
 const LAST: c_int = TLS;
 /// Room for what is pushed beside values.
 const ROOM: c_int = 20;
 
-/// `turn(block, most, session, thread, current, waiting, main_tls, xpcall, failure, jobs, wait)` → as `next`; or a kind and:
+/// `turn(block, most, session, thread, waiting, main_tls, xpcall, failure, jobs, wait)` → as `next`; or a kind and:
 /// ran (how many events) · opened (slot, closure, completion, args…), a job whose completion runs here · yielded (ticket
 /// or nil, slot or nil, what the coroutine yielded…), ended (ticket or nil, slot or nil, ok, values…) or broken (ticket or
 /// nil, slot or nil, false, error), the rest of which is the scheduler's · resumed (session, as `coroutine.resume` gives
 /// it…), a session that has not just come to its next wait
 ///
-/// `current` is a function with one upvalue, the running session; `waiting` has what waits, by ticket; `main_tls` is
-/// what the global `_TLS` is outside of sessions, or nil where there is no such global. The coroutine runs
+/// `waiting` has what waits, by ticket; `main_tls` is what the global `_TLS` is outside of sessions, or nil where there is no such global. The coroutine runs
 /// `xpcall(function, failure, …)`, which sees where an error was raised; `jobs` has the sessions of jobs, by slot; a session that waits yields
 /// `wait`.
-unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
+pub(super) unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; as `next`.
     unsafe {
         let vm = vm(state);
@@ -69,6 +68,7 @@ unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
         let thread = ffi::lua_tothread(state, THREAD);
         vm.set_deep(false);
         vm.touched.set(false);
+        let has_scheduler = vm.has_scheduler.get();
         ffi::luaL_checkstack_(state, LAST + ROOM, c"turn".as_ptr());
         ffi::lua_settop(state, WAIT);
         for name in [&b"_TLS"[..], b"co", b"number", b"slot", b"tls"] {
@@ -97,8 +97,8 @@ unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
                 return given;
             }
             ran += 1;
-            if vm.touched.get() {
-                // There may be a session that is ready.
+            if vm.touched.get() || vm.has_scheduler.get() != has_scheduler {
+                // There may be a session that is ready; or the scheduler has been loaded, and takes over.
                 break;
             }
             // A host may have what it waits for; a worker goes on till there is something for its scheduler.
@@ -117,19 +117,49 @@ fn is_plain(vm: &Vm, slot: usize) -> bool {
         && !vm.has_open_environment(slot)
 }
 
-/// Makes `session`, or nil, the running one.
+/// Makes the value at `session` the running session, or none, if that is 0.
 ///
 /// # Safety
-/// In `turn`, a free slot.
-unsafe fn set_current(state: *mut lua_State, running: bool) {
-    // SAFETY: the function at that place has an upvalue.
+/// In `turn`, two free slots.
+unsafe fn set_current(state: *mut lua_State, vm: &Vm, session: c_int) {
+    // SAFETY: the function has an upvalue. Which function that is may change while a session runs.
     unsafe {
-        if running {
-            ffi::lua_pushvalue(state, SESSION);
+        ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, vm.current.get());
+        if session != 0 {
+            ffi::lua_pushvalue(state, session);
         } else {
             ffi::lua_pushnil(state);
         }
-        ffi::lua_setupvalue(state, CURRENT, 1);
+        ffi::lua_setupvalue(state, -2, 1);
+        ffi::lua_settop(state, -2);
+    }
+}
+
+/// `use_current(function)`: its one upvalue is the running session
+unsafe extern "C-unwind" fn use_current(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe {
+        ffi::lua_settop(state, 1);
+        let vm = vm(state);
+        vm.has_scheduler.set(true);
+        use_current_of(state, vm);
+    }
+    0
+}
+
+/// Takes a function off, which has the running session as its upvalue.
+///
+/// # Safety
+/// In protected mode, a function on top, a free slot.
+pub(super) unsafe fn use_current_of(state: *mut lua_State, vm: &Vm) {
+    // SAFETY: the reference is one of ours, or none.
+    unsafe {
+        let known = vm.current.get();
+        if known == 0 {
+            vm.current.set(ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX));
+        } else {
+            ffi::lua_rawseti_(state, ffi::LUA_REGISTRYINDEX, known);
+        }
     }
 }
 
@@ -166,7 +196,7 @@ unsafe fn begin(state: *mut lua_State, vm: &Vm, slot: Option<usize>) {
             ffi::lua_setfield(state, SESSION, c"slot".as_ptr());
         }
         vm.touched.set(false);
-        set_current(state, true);
+        set_current(state, vm, SESSION);
     }
 }
 
@@ -266,7 +296,7 @@ unsafe fn completion(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, tic
         }
         begin(state, vm, None);
         let status = run(state, vm, thread, None, count - 1);
-        set_current(state, false);
+        set_current(state, vm, 0);
         if status != ffi::LUA_OK || vm.touched.get() || ffi::lua_toboolean(thread, 1) == 0 {
             return Some(hand_over(state, thread, status, Some(ticket), None));
         }
@@ -332,15 +362,14 @@ unsafe fn session(state: *mut lua_State, vm: &Vm, ticket: u64, count: c_int) -> 
         ffi::lua_pushboolean(state, 0);
         ffi::lua_rawseti_(state, WAITING, place);
         vm.release_ticket(ticket);
-        ffi::lua_pushvalue(state, session);
-        ffi::lua_setupvalue(state, CURRENT, 1);
+        set_current(state, vm, session);
         // In the place of the ticket: kind, session, values.
         ffi::lua_replace(state, LAST + 2);
         let values = count - 2;
         ffi::lua_xmove(state, thread, values);
         vm.touched.set(false);
         let status = ffi::lua_resume_(thread, values);
-        set_current(state, false);
+        set_current(state, vm, 0);
         if has_tls {
             ffi::lua_pushvalue(state, MAIN_TLS);
             set_tls(state);
@@ -377,7 +406,7 @@ unsafe fn job(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usiz
     unsafe {
         begin(state, vm, Some(slot));
         let given = job_inside(state, vm, thread, slot);
-        set_current(state, false);
+        set_current(state, vm, 0);
         vm.in_hand.set(None);
         given
     }

@@ -29,7 +29,7 @@ use crate::{
     changes, decode, encode,
     functions::Functions,
     job::Inbox,
-    luajit::{ffi, lua_State, push_bytes},
+    luajit::{ffi, lua_State, push_bytes, push_registered},
     mailbox::Mailbox,
     pool::Worker,
     registry,
@@ -98,15 +98,7 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
     let table: Table = unsafe {
         lua.exec_raw((), |state| {
             ffi::lua_createtable(state, 0, 120);
-            let block = ffi::lua_newuserdata(state, size_of::<Block>()).cast::<Block>();
-            block.write(Block { vm, owned });
-            ffi::lua_createtable(state, 0, 1);
-            ffi::lua_pushcclosure(state, close, 0);
-            ffi::lua_setfield(state, -2, c"__gc".as_ptr());
-            ffi::lua_setmetatable(state, -2);
-            ffi::lua_pushcclosure(state, encode::inner, 0);
-            ffi::lua_pushcclosure(state, decode::inner, 0);
-            ffi::lua_pushcclosure(state, changes::inner, 0);
+            let block = push_upvalues(state, vm, owned);
             for (name, function) in jobs::FUNCTIONS
                 .iter()
                 .chain(direct::FUNCTIONS)
@@ -137,6 +129,51 @@ fn open(lua: &Lua, vm: *mut Vm, owned: bool) -> Result<Table> {
     let stack = unsafe { &*vm }.worker.as_ref().map_or(usize::MAX, |worker| worker.pool.config.stack_size);
     table.raw_set("max_pumps", MAX_PUMPS.min(stack / PUMP_STACK))?;
     Ok(table)
+}
+
+/// Pushes what all functions have as upvalues; gives the VM's block.
+///
+/// # Safety
+/// In protected mode, on the VM's thread, with six free slots.
+unsafe fn push_upvalues(state: *mut lua_State, vm: *mut Vm, owned: bool) -> *mut Block {
+    // SAFETY: four values are left; the block is as large as it has to be.
+    unsafe {
+        let block = ffi::lua_newuserdata(state, size_of::<Block>()).cast::<Block>();
+        block.write(Block { vm, owned });
+        ffi::lua_createtable(state, 0, 1);
+        ffi::lua_pushcclosure(state, close, 0);
+        ffi::lua_setfield(state, -2, c"__gc".as_ptr());
+        ffi::lua_setmetatable(state, -2);
+        ffi::lua_pushcclosure(state, encode::inner, 0);
+        ffi::lua_pushcclosure(state, decode::inner, 0);
+        ffi::lua_pushcclosure(state, changes::inner, 0);
+        block
+    }
+}
+
+/// Pushes the function by which a worker runs jobs before it has loaded `msys.native`, and notes what it has of Lua's
+/// own functions before a job can change that.
+///
+/// # Safety
+/// In protected mode, on the VM's thread; `current` is the stack index of a function with one upvalue, the running
+/// session.
+pub unsafe fn push_turn(state: *mut lua_State, vm: *mut Vm, current: c_int) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        ffi::lua_pushvalue(state, current);
+        direct::use_current_of(state, &*vm);
+        push_upvalues(state, vm, false);
+        ffi::lua_pushcclosure(state, direct::turn, 4);
+    }
+}
+
+/// Notes Lua's own functions, for `msys.names` when that is loaded: a job may have put others in their places by then.
+///
+/// # Safety
+/// In protected mode, in a new VM.
+pub unsafe fn note_originals(state: *mut lua_State) {
+    // SAFETY: the caller's promise.
+    unsafe { names::note_originals(state) }
 }
 
 /// The metatable of handles, as field `pool_metatable` of the table on top, and the weak table of handles.
@@ -218,7 +255,7 @@ unsafe fn pool_of(state: *mut lua_State, at: c_int) -> Option<u32> {
 unsafe fn push_pool(state: *mut lua_State, id: u32) {
     // SAFETY: four bytes for an id; the table holds handles weakly.
     unsafe {
-        ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, POOLS.as_ptr());
+        push_registered(state, POOLS);
         ffi::lua_rawgeti_(state, -1, id as c_int + 1);
         if ffi::lua_type(state, -1) == ffi::LUA_TNIL {
             ffi::lua_settop(state, -2);

@@ -18,6 +18,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"forget_names", forget_names),
     (c"scanned", scanned),
     (c"fresh_names", fresh_names),
+    (c"originals", originals),
     (c"is_c", is_c),
     (c"module_tried", module_tried),
     (c"set_paths", set_paths),
@@ -102,10 +103,56 @@ unsafe extern "C-unwind" fn scanned(state: *mut lua_State) -> c_int {
     0
 }
 
+/// What each source for `fresh_names` has given, of which there are two, that of `msys.names` first: a new VM is made
+/// once for it in the process.
+static GIVEN: [OnceLock<(Vec<u8>, Vec<u8>)>; 2] = [const { OnceLock::new() }; 2];
+
+/// Registry name of a list of Lua's own functions, in the order of the names that `msys.names` has asked for.
+const ORIGINALS: &CStr = c"msys.originals";
+
+/// See `host::note_originals`.
+///
+/// # Safety
+/// In protected mode, with six free slots.
+pub(super) unsafe fn note_originals(state: *mut lua_State) {
+    let Some((_, names)) = GIVEN[0].get() else { return };
+    // SAFETY: tables are asked for fields.
+    unsafe {
+        let top = ffi::lua_gettop(state);
+        ffi::lua_createtable(state, 256, 0);
+        ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
+        ffi::lua_pushnil(state);
+        let mut last: &[u8] = b"";
+        for (name, place) in names.split(|byte| *byte == b'\n').zip(1..) {
+            let Some(dot) = name.iter().rposition(|byte| *byte == b'.') else { continue };
+            let (library, field) = (&name[..dot], &name[dot + 1..]);
+            if library != last {
+                last = library;
+                ffi::lua_settop(state, top + 2);
+                push_bytes(state, library);
+                ffi::lua_rawget_(state, top + 2);
+            }
+            if ffi::lua_type(state, top + 3) == ffi::LUA_TTABLE {
+                push_bytes(state, field);
+                ffi::lua_rawget_(state, top + 3);
+                ffi::lua_rawseti_(state, top + 1, place);
+            }
+        }
+        ffi::lua_settop(state, top + 1);
+        ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, ORIGINALS.as_ptr());
+    }
+}
+
+/// `originals()` → the functions that the names of `fresh_names` stood for when the VM was new, in their order; nil
+/// where they are still there
+unsafe extern "C-unwind" fn originals(state: *mut lua_State) -> c_int {
+    // SAFETY: one push.
+    unsafe { ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, ORIGINALS.as_ptr()) };
+    1
+}
+
 /// `fresh_names(source)` → what the chunk `source` gives in a new VM: a string
 unsafe extern "C-unwind" fn fresh_names(state: *mut lua_State) -> c_int {
-    /// What each source has given, of which there are two: a new VM is made once for it in the process.
-    static GIVEN: [OnceLock<(Vec<u8>, Vec<u8>)>; 2] = [const { OnceLock::new() }; 2];
     // SAFETY: a string argument. What has a destructor is gone before anything is raised.
     unsafe {
         let source = string_at(state, 1);

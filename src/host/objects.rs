@@ -10,7 +10,7 @@ use crate::{
     functions::Handles,
     handles::{Channel, Counter, Mutex, Sent, Stored, kind},
     locks::Session,
-    luajit::{ffi, lua_State, push_bytes},
+    luajit::{ffi, lua_State, push_bytes, push_registered},
     vm::{HeldLock, Vm},
     wire::{Handle, Object},
 };
@@ -188,7 +188,7 @@ pub(super) unsafe fn push_object(state: *mut lua_State, object: &Arc<dyn Object>
     // SAFETY: one value is left. The count is taken when nothing is left that raises.
     unsafe {
         let top = ffi::lua_gettop(state);
-        ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, OBJECTS.as_ptr());
+        push_registered(state, OBJECTS);
         ffi::lua_pushlightuserdata(state, address.cast_mut());
         ffi::lua_rawget_(state, top + 1);
         if ffi::lua_type(state, top + 2) == ffi::LUA_TNIL {
