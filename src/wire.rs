@@ -39,6 +39,8 @@
 
 use std::{fmt, sync::Arc};
 
+use smallvec::SmallVec;
+
 use crate::{code::Code, lease::Lease};
 
 /// First byte of a message; a change of the format changes it.
@@ -121,7 +123,7 @@ pub struct Message {
     /// The values, in the format above.
     pub bytes: Vec<u8>,
     /// The code of the functions among them.
-    pub codes: Vec<Arc<Code>>,
+    pub codes: SmallVec<[Arc<Code>; 2]>,
     /// Modules that the receiver loads before it decodes.
     pub modules: Vec<Arc<str>>,
     /// Strings that stay with the sender until the outcome has come.
@@ -148,7 +150,7 @@ pub enum Handle {
 impl Message {
     /// With memory for a small closure: growing there costs more than having it.
     pub fn small() -> Self {
-        Self { bytes: Vec::with_capacity(128), codes: Vec::with_capacity(2), modules: Vec::new(), lent: Vec::new(), handles: Vec::new() }
+        Self { bytes: Vec::with_capacity(128), codes: SmallVec::new(), modules: Vec::new(), lent: Vec::new(), handles: Vec::new() }
     }
 
     /// Whether it is of one value, which is a handle of an object.
