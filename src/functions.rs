@@ -80,7 +80,11 @@ pub struct Functions {
     /// Registry reference of the table of constructors by their source, and how many there are.
     constructors: c_int,
     constructor_count: Cell<usize>,
-    /// Tables may be read as they lie in memory.
+    /// Registry reference of a table with weak values, and what is known of codes as they lie in memory: see
+    /// [`Functions::known_code`].
+    witnesses: c_int,
+    codes: RefCell<FxHashMap<usize, (Arc<Code>, c_int)>>,
+    /// Tables and functions may be read as they lie in memory.
     pub direct: bool,
     environments: Cell<Option<Environments>>,
     /// There has been an environment of a job's own.
@@ -123,12 +127,20 @@ impl Functions {
             let kept = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
             ffi::lua_createtable(state, 0, 0);
             let theirs = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
+            ffi::lua_createtable(state, 0, 0);
+            ffi::lua_createtable(state, 0, 1);
+            push_bytes(state, b"v");
+            ffi::lua_setfield(state, -2, c"__mode".as_ptr());
+            ffi::lua_setmetatable(state, -2);
+            let witnesses = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
             let direct = layout::verify(state);
             ffi::lua_createtable(state, 0, 0);
             let constructors = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
             Self {
                 constructors,
                 constructor_count: Cell::new(0),
+                witnesses,
+                codes: RefCell::default(),
                 direct,
                 kept,
                 theirs,
@@ -399,6 +411,61 @@ impl Functions {
             }
             ffi::lua_settop(state, top);
             sum
+        }
+    }
+
+    /// The code of the Lua function at `at`, if a closure of the same prototype was sent before and is still there.
+    ///
+    /// A prototype's address tells which it is, as long as it is alive; and it is as long as a closure of it is. So each
+    /// has a witness, a closure in a table with weak values, and what is known of a code counts while that is there. A
+    /// closure that is made in a loop is collected before its successors; then one of them is dumped again, and is the
+    /// next witness.
+    ///
+    /// # Safety
+    /// As `push_closure`, a Lua function at `at`.
+    #[inline]
+    pub unsafe fn known_code(&self, state: *mut lua_State, at: c_int) -> Option<Arc<Code>> {
+        if !self.direct {
+            return None;
+        }
+        // SAFETY: a Lua function, whose layout was found to be as expected; what is pushed is taken off.
+        unsafe {
+            let address = layout::code_of(ffi::lua_topointer(state, at));
+            let codes = self.codes.borrow();
+            let (code, place) = codes.get(&address)?;
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.witnesses);
+            ffi::lua_rawgeti_(state, -1, *place);
+            let is_there = ffi::lua_type(state, -1) == ffi::LUA_TFUNCTION;
+            ffi::lua_settop(state, -3);
+            is_there.then(|| Arc::clone(code))
+        }
+    }
+
+    /// Makes the Lua function at `at` the witness of its code. May raise.
+    ///
+    /// # Safety
+    /// As [`Self::known_code`]; the caller's frame can be unwound, and `code` outlives it.
+    pub unsafe fn note_code(&self, state: *mut lua_State, at: c_int, code: &Arc<Code>) {
+        if !self.direct {
+            return;
+        }
+        // SAFETY: as above. No borrow is held where memory may run out.
+        unsafe {
+            let address = layout::code_of(ffi::lua_topointer(state, at));
+            let known = self.codes.borrow().get(&address).map(|(_, place)| *place);
+            let place = known.unwrap_or_else(|| {
+                let mut codes = self.codes.borrow_mut();
+                if codes.len() >= GENERATION {
+                    codes.clear();
+                }
+                codes.len() as c_int + 1
+            });
+            let function = if at < 0 { at - 1 } else { at };
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.witnesses);
+            ffi::lua_pushvalue(state, function);
+            ffi::lua_rawseti_(state, -2, place);
+            ffi::lua_settop(state, -2);
+            self.codes.borrow_mut().insert(address, (Arc::clone(code), place));
         }
     }
 

@@ -11,6 +11,7 @@
 //! string  = next:8 marks:4 id:4 hash:4 length:4 bytes
 //! table   = next:8 marks:4 -:4 items:8 list:8 metatable:8 nodes:8 item_count:4 node_mask:4 free:8 [items]
 //! node    = value:8 key:8 next:8
+//! Lua function = next:8 marks:4 -:4 environment:8 list:8 code:8
 //! ```
 //!
 //! **What may be read when.** A table that the stack holds, at any time. A table or string that was found in one, until
@@ -18,7 +19,7 @@
 //! likes.
 
 use std::{
-    ffi::c_int,
+    ffi::{c_int, c_void},
     sync::OnceLock,
 };
 
@@ -294,7 +295,7 @@ pub unsafe fn verify(state: *mut lua_State) -> bool {
         && unsafe {
             let top = ffi::lua_gettop(state);
             ffi::luaL_checkstack_(state, 20, c"no room".as_ptr());
-            let fits = heads_fit(state) && contents_fit(state);
+            let fits = heads_fit(state) && contents_fit(state) && functions_fit(state);
             ffi::lua_settop(state, top);
             fits
         };
@@ -332,6 +333,37 @@ unsafe fn heads_fit(state: *mut lua_State) -> bool {
             && (long.item_count, long.node_mask) == (101, 0)
             && long.item_count() > BESIDE
             && !long.items.is_null()
+    }
+}
+
+/// The code of a Lua function, which all closures of one prototype have in common, and no others as long as one of them
+/// is alive.
+///
+/// # Safety
+/// A Lua function that is alive, where [`verify`] has found that it may be read.
+#[inline]
+pub unsafe fn code_of(function: *const c_void) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { function.cast::<usize>().add(4).read() }
+}
+
+/// Compares closures of known prototypes: two of one, two of others.
+///
+/// # Safety
+/// As [`verify`].
+unsafe fn functions_fit(state: *mut lua_State) -> bool {
+    const SOURCE: &[u8] = b"local function make(x) return function() return x end end \
+        return make(1), make(2), make, function() return make end";
+    // SAFETY: four functions on the stack; each has a head of 40 bytes or more on 64 bits.
+    unsafe {
+        let top = ffi::lua_gettop(state);
+        if ffi::luaL_loadbuffer(state, SOURCE.as_ptr().cast(), SOURCE.len(), c"=msys".as_ptr()) != ffi::LUA_OK {
+            return false;
+        }
+        ffi::lua_call(state, 0, 4);
+        let code = |place: c_int| code_of(ffi::lua_topointer(state, top + place));
+        let all = [code(1), code(3), code(4)];
+        code(1) == code(2) && all[0] != all[1] && all[1] != all[2] && all[0] != all[2] && !all.contains(&0)
     }
 }
 

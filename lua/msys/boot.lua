@@ -40,6 +40,7 @@ end
 local function load_all()
   if worker then return worker end
   is_loading = true
+  ---@type boolean, any
   local ok, module = pcall(open_all)
   is_loading = false
   if not ok then

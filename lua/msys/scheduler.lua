@@ -736,8 +736,9 @@ local function pumped_out(session, before, ...)
   return ...
 end
 
---- Pumps, unless so many pumps are on the stack already that the C stack could overflow.
-local function deep_pump(ticket)
+--- Pumps, unless so many pumps are on the stack already that the C stack could overflow. Begins with the event behind
+--- the ticket, if there is one.
+local function deep_pump(ticket, kind, ...)
   -- Outside of sessions there is none: an error has left some that were.
   local session, depth = current or main, current and pumps or 0
   if depth >= native.max_pumps then
@@ -755,11 +756,26 @@ local function deep_pump(ticket)
   local before = session.pumping
   session.pumping = ticket
   in_pump[session] = true
+  if kind then return pumped_out(session, before, pumped(ticket, kind, ...)) end
   return pumped_out(session, before, pump(ticket))
 end
 
+---@type fun(value: any, ...: any): any...
+local woken
+
+--- Gives what has come for code outside of sessions; or pumps, beginning with what has come for others.
+local function has_come(ticket, kind, number, ...)
+  main.pumping = nil
+  if kind == OUTCOME and number == ticket then
+    release(ticket)
+    left_over()
+    return ...
+  end
+  return woken(deep_pump(ticket, kind, number, ...))
+end
+
 --- Raises at the end of a wait that was ended, or gives what has come.
-local function woken(value, ...)
+function woken(value, ...)
   if value == STOPPED then
     local stopped = (current or main).stop --[[@as { text: string }]]
     error(stopped.text, 0)
@@ -773,6 +789,11 @@ end
 ---@return any ...
 function scheduler.wait(ticket)
   local session = current
+  if not session and first > last and ticket < ONCE and not next(in_pump) then
+    waiting[ticket] = PUMP
+    main.pumping = ticket
+    return has_come(ticket, next_event(true, false, ticket))
+  end
   if session and session.stop then
     -- What is awaited may come all the same; nothing is, of those that are used once.
     if ticket > ONCE then

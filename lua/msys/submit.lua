@@ -9,7 +9,7 @@ local refusal = require "msys.refusal"
 local scheduler = require "msys.scheduler"
 local threadpool = require "msys.threadpool"
 
-local error, select, type, unpack = error, select, type, unpack
+local error, package, select, type, unpack = error, package, select, type, unpack
 local new_ticket, is_idle, current = scheduler.new_ticket, scheduler.is_idle, scheduler.current
 local native_submit, native_send = native.submit, native.send
 local ids = threadpool.ids

@@ -1,10 +1,13 @@
 //! Lua functions: code, environment, cells.
 
-use std::ffi::{c_int, c_void};
+use std::{
+    ffi::{c_int, c_void},
+    sync::Arc,
+};
 
 use super::{Encoder, Purpose, Refusal, SeenCell, Step};
 use crate::{
-    code,
+    code::{self, Code},
     functions::write_dump,
     luajit::{ffi, lua_upvalueid, push_bytes},
     usage::Usage,
@@ -142,6 +145,35 @@ impl Encoder<'_> {
 
     /// The place in the message of the code of the function at `at`.
     unsafe fn code(&mut self, at: c_int) -> Step<usize> {
+        // SAFETY: a Lua function; the buffers belong to `encode`'s caller, as does the list of codes.
+        unsafe {
+            match self.functions.known_code(self.state, at) {
+                Some(code) => self.message.codes.push(code),
+                None => {
+                    let code = self.dump(at)?;
+                    self.message.codes.push(code);
+                    if let Some(code) = self.message.codes.last() {
+                        self.functions.note_code(self.state, at, code);
+                    }
+                }
+            }
+        }
+        let last = self.message.codes.len() - 1;
+        let Some((code, others)) = self.message.codes.split_last() else { return Ok(last) };
+        if !self.functions.seen(code, self.request.scanned) && !self.request.scanned {
+            self.message.codes.pop();
+            self.refuse(Refusal::Scan)?;
+            return Ok(last);
+        }
+        if let Some(place) = others.iter().position(|known| known.id == code.id) {
+            self.message.codes.pop();
+            return Ok(place);
+        }
+        Ok(last)
+    }
+
+    /// The code of the function at `at`, by its dump.
+    unsafe fn dump(&mut self, at: c_int) -> Step<Arc<Code>> {
         self.scratch.dump.clear();
         // SAFETY: a Lua function is on top when it is dumped; the buffer belongs to `encode`'s caller.
         unsafe {
@@ -155,15 +187,7 @@ impl Encoder<'_> {
                 _ => self.refuse_value(at)?,
             }
         }
-        let code = code::intern(&self.scratch.dump);
-        if !self.functions.seen(&code, self.request.scanned) && !self.request.scanned {
-            self.refuse(Refusal::Scan)?;
-        }
-        if let Some(place) = self.message.codes.iter().position(|known| known.id == code.id) {
-            return Ok(place);
-        }
-        self.message.codes.push(code);
-        Ok(self.message.codes.len() - 1)
+        Ok(code::intern(&self.scratch.dump))
     }
 
     /// Environment and upvalues.
