@@ -331,7 +331,7 @@ do
     end
     if by or type(name) ~= "string" or package.loaded[name] then return load(name) end
     loading[name] = { session = current(), tickets = {} }
-    if env ~= globals then setfenv(0, globals) end
+    if env ~= globals then setfenv(0, globals --[[@as table]]) end
     return back(env, name, pcall(load, name))
   end
 end
