@@ -1,5 +1,6 @@
 --- What a job costs as their number grows: queued jobs, sessions, workers, pools. `make bench-curves`.
 
+local chart = require "bench.chart"
 local measure = require "bench.measure"
 local msys = require "msys"
 local thread = require "thread"
@@ -57,7 +58,7 @@ local function sessions(count)
   return time
 end
 
---- Microseconds a job, of 100 sessions and so many workers; with the speed-up of numeric jobs.
+--- Microseconds a job, of 100 sessions and so many workers; with the speed-up of numeric and of table-heavy jobs.
 local function workers(count)
   local jobs = require "bench.peers.jobs"
   local pool = msys.threadpool.create { name = "workers", concurrency = count }
@@ -71,14 +72,16 @@ local function workers(count)
   local function nothing(i)
     return i
   end
-  local numeric = jobs.numeric
   all(10, nothing)
   local time = all(500, nothing) * 1e6
-  all(1, numeric)
-  local inline = jobs.inline("numeric", now) / jobs.COUNT.numeric
-  local speed_up = inline / all(3, numeric)
+  local speed_up = {}
+  for _, row in ipairs { "numeric", "tables" } do
+    all(1, jobs[row])
+    local inline = jobs.inline(row, now) / jobs.COUNT[row]
+    speed_up[#speed_up + 1] = inline / all(3, jobs[row])
+  end
   pool:shutdown()
-  return time, speed_up
+  return time, speed_up[1], speed_up[2]
 end
 
 --- Microseconds a job, given in turn to so many pools of one worker.
@@ -112,11 +115,25 @@ print "|---|---|"
 for _, count in ipairs { 10, 100, 1000, 10000, 100000 } do
   print(("| %d | %.2f |"):format(count, sessions(count)))
 end
-print "\n| workers | µs a tiny job | speed-up of numeric jobs |"
-print "|---|---|---|"
+print "\n| workers | µs a tiny job | speed-up of numeric jobs | of table-heavy jobs |"
+print "|---|---|---|---|"
+local numeric, tables = { name = "numeric", points = {} }, { name = "table-heavy", points = {} }
 for _, count in ipairs { 1, 2, 4, 8, 16, 32, 64 } do
-  print(("| %d | %.2f | %.2f |"):format(count, workers(count)))
+  local time, of_numeric, of_tables = workers(count)
+  print(("| %d | %.2f | %.2f | %.2f |"):format(count, time, of_numeric, of_tables))
+  table.insert(numeric.points, { count, of_numeric })
+  table.insert(tables.points, { count, of_tables })
 end
+local pipe = assert(io.popen "nproc")
+local cores = pipe:read "*l"
+pipe:close()
+chart.lines(
+  "bench/speedup.svg",
+  ("Speed-up of jobs of 5 ms, on %s cores"):format(cores),
+  "workers",
+  { numeric, tables },
+  true
+)
 print "\n| pools of one worker | µs a job |"
 print "|---|---|"
 for _, count in ipairs { 1, 2, 8, 32, 64 } do

@@ -183,7 +183,8 @@ unsafe extern "C-unwind" fn boot(state: *mut lua_State) -> c_int {
         ffi::lua_getfield_(state, 1, c"preload".as_ptr());
         face::install(state);
         ffi::lua_pushlightuserdata(state, boot.vm.cast());
-        ffi::lua_pushcclosure(state, open_native, 1);
+        ffi::lua_pushlightuserdata(state, state.cast());
+        ffi::lua_pushcclosure(state, open_native, 2);
         ffi::lua_setfield(state, 2, c"msys.native".as_ptr());
         // Before it puts its own in the place of `require`.
         ffi::lua_getfield_(state, ffi::LUA_GLOBALSINDEX, c"require".as_ptr());
@@ -211,10 +212,13 @@ unsafe extern "C-unwind" fn boot(state: *mut lua_State) -> c_int {
 
 /// `open_native(name)` → `msys.native`, of a worker
 unsafe extern "C-unwind" fn open_native(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours, whose upvalue is the VM. What has a destructor is gone before anything is raised.
+    // SAFETY: a C function of ours, whose upvalues are the VM and its main state. What has a destructor is gone before
+    // anything is raised. The main state waits for the running coroutine, if that is another, and has room.
     unsafe {
         let vm = ffi::lua_touserdata(state, ffi::lua_upvalueindex(1)).cast::<Vm>();
-        let lua = Lua::get_or_init_from_ptr(state);
+        // Not the running coroutine: mlua remembers the state that it was made on, and that may be collected.
+        let main = ffi::lua_touserdata(state, ffi::lua_upvalueindex(2)).cast::<lua_State>();
+        let lua = Lua::get_or_init_from_ptr(main);
         let opened = host::open_worker(lua, vm)
             .and_then(|native| lua.set_named_registry_value("msys.native", native))
             .map_err(|error| error.to_string());
