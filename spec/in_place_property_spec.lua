@@ -163,8 +163,10 @@ local function interpret(program, graph, variable, global, call)
   end
   function steps.write(to, key, value)
     local tbl, at = is_table(get(to)), get(key)
-    -- A nil or a NaN raises.
-    if tbl and at ~= "label" then rawset(tbl, at, get(value)) end
+    if not tbl or at == "label" then return end
+    -- In words of our own: LuaJIT's differ where the code is compiled.
+    if at == nil or at ~= at then error(at == nil and "a nil as key" or "a NaN as key", 0) end
+    rawset(tbl, at, get(value))
   end
   function steps.clear(from)
     local tbl = is_table(get(from))
