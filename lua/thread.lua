@@ -9,18 +9,21 @@ require "msys.locks"
 local native = require "msys.native"
 local shared = require "msys.shared"
 
---- In a worker it is there already, without contents.
 ---@class thread
-local thread = base.thread or {}
---- A session that has it may not lock it again; nor may it with `MUTEX_ERRORCHECK`, which is the same here.
-thread.MUTEX_NORMAL = 0
---- It may, and unlocks it as often.
-thread.MUTEX_RECURSIVE = 1
-thread.MUTEX_ERRORCHECK = 2
-thread.channel = channels.new
-thread.counter, thread.shared, thread.update = shared.counter, shared.shared, shared.update
-thread.buffer = shared.buffer
-thread.pairs, thread.ipairs = shared.pairs, shared.ipairs
+local thread = {
+  --- A session that has it may not lock it again; nor may it with `MUTEX_ERRORCHECK`, which is the same here.
+  MUTEX_NORMAL = 0,
+  --- It may, and unlocks it as often.
+  MUTEX_RECURSIVE = 1,
+  MUTEX_ERRORCHECK = 2,
+  channel = channels.new,
+  counter = shared.counter,
+  shared = shared.shared,
+  update = shared.update,
+  buffer = shared.buffer,
+  pairs = shared.pairs,
+  ipairs = shared.ipairs,
+}
 
 --- A mutex, whose owner is a session.
 ---@param kind? 0|1|2  `thread.MUTEX_NORMAL` by default
@@ -53,4 +56,4 @@ function thread.condition(mutex)
   return native.condition(mutex)
 end
 
-return setmetatable(thread, nil)
+return setmetatable(base.fill(base.thread, thread), nil)

@@ -362,3 +362,46 @@ describe("after a fork,", function()
     end)
   end
 end)
+
+it(
+  "a session that waits learns it, whatever the child calls first, and no completion gets another's outcome",
+  function()
+    local out, status = script [=[
+    local ended
+    msys.spawn(function()
+      local ok, text = msys.runInPool("IO", function() msys.sleep(0.1) end)
+      ended = tostring(ok) .. " " .. tostring(text)
+    end)
+    msys.poll()
+    local lines, children = {}, {}
+    for i = 1, 4 do
+      msys.runInPool("CPU", function() return i end, function(_, value)
+        if i == 1 then
+          local pid = fork()
+          if pid == 0 then
+            for k = 1, 4 do
+              msys.runInPool("CPU", function() return 10 + k end, function(_, value)
+                lines[#lines + 1] = value == 10 + k and "right" or "wrong"
+              end, SCHED)
+            end
+          else
+            children[1] = pid
+          end
+        end
+        if value ~= i then lines[#lines + 1] = "wrong" end
+      end, SCHED)
+    end
+    msys.run()
+    if children[1] then
+      print(wait(children[1]))
+      print("parent", #lines, ended)
+    else
+      print("child", table.concat(lines, " "), ended)
+      os.exit(3)
+    end
+  ]=]
+    assert.equal(0, status, out)
+    local text = "msys: the job is not in this process, which is a fork's child"
+    assert.equal("child\tright right right right\tfalse " .. text .. "\nexit 3\nparent\t0\ttrue nil\n", out)
+  end
+)

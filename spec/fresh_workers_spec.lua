@@ -361,6 +361,151 @@ describe("a worker that has only run jobs", function()
   end)
 end)
 
+describe("a worker loads msys whatever a job has done before:", function()
+  after_each(helper.clean)
+
+  local deeds = {
+    ["taken Lua's functions away"] = function()
+      -- But those of strings, which are their methods too.
+      for _, library in ipairs { table, debug, jit, io, math, bit } do
+        for name in pairs(library) do
+          library[name] = nil
+        end
+      end
+    end,
+    ["put others in their places"] = function()
+      coroutine.create = error -- luacheck: ignore 122
+      coroutine.yield = error -- luacheck: ignore 122
+      coroutine.running = error -- luacheck: ignore 122
+      coroutine.isyieldable = function() -- luacheck: ignore 122
+        return false
+      end
+    end,
+    ["emptied package.preload"] = function()
+      for name in pairs(package.preload) do
+        package.preload[name] = nil
+      end
+    end,
+    ["taken msys out of package.loaded"] = function()
+      for name in pairs(package.loaded) do
+        if name:find "^msys" or name == "thread" then package.loaded[name] = nil end
+      end
+    end,
+    ["left a hook that raises"] = function()
+      local calls = 0
+      debug.sethook(function()
+        calls = calls + 1
+        if calls > 100 then error("late", 0) end
+      end, "c")
+      return {}
+    end,
+    ["replaced a field"] = function()
+      msys.all = "mine"
+    end,
+  }
+  for what, deed in pairs(deeds) do
+    it(what, function()
+      helper.with_pool({}, function(pool)
+        assert.is_true((runInPool(pool, deed)))
+        for round = 1, 2 do
+          assert.equal(
+            round + 1,
+            must(pool, function()
+              local m = require "msys"
+              m.sleep(0.001)
+              local _, value = m.runInPool("IO", function()
+                return round
+              end)
+              return value + 1
+            end)
+          )
+        end
+        assert.is_true(must(pool, function()
+          return thread.mutex():trylock()
+        end))
+        local all = must(pool, function()
+          return type(msys.all)
+        end)
+        assert.equal(what == "replaced a field" and "string" or "function", all)
+      end)
+    end)
+  end
+end)
+
+describe("_TLS of a job that has begun without the scheduler", function()
+  after_each(helper.clean)
+
+  --- Runs `fn` on a fresh worker, on one that has loaded all, and once more; each has to give the same.
+  local function each(expected, fn)
+    helper.with_pool({ sessions = 4 }, function(pool)
+      for _ = 1, 2 do
+        assert.same(expected, { must(pool, fn) })
+      end
+      must(pool, function()
+        return msys._VERSION
+      end)
+      assert.same(expected, { must(pool, fn) })
+    end)
+  end
+
+  it("stays through waits that cannot suspend", function()
+    each({ 1, 1 }, function()
+      assert(next(_TLS) == nil)
+      _TLS.x = 1
+      table.sort({ 2, 1 }, function(a, b)
+        msys.runInPool("IO", function() end)
+        msys.yield()
+        return a < b
+      end)
+      return _TLS.x, msys._TLS.x
+    end)
+  end)
+
+  it("stays through a plain coroutine.yield", function()
+    each({ 1 }, function()
+      assert(next(_TLS) == nil)
+      _TLS.x = 1
+      coroutine.yield()
+      return _TLS.x
+    end)
+  end)
+
+  it("is its own where its arguments are handles", function()
+    local counter = thread.counter()
+    each({ 1, true }, function()
+      local _ = counter
+      assert(next(_TLS) == nil)
+      _TLS.x = 1
+      msys.sleep(0)
+      return _TLS.x, msys._TLS == _TLS
+    end)
+  end)
+
+  it("is not that of another job that fails meanwhile", function()
+    helper.with_pool({ sessions = 4 }, function(pool)
+      local channel = thread.channel(1)
+      local other = msys.submit(pool, function()
+        _TLS.who = "other"
+        channel:receive()
+        error("fails", 0)
+      end)
+      assert.equal(
+        "one",
+        must(pool, function()
+          _TLS.who = "one"
+          table.sort({ 2, 1 }, function(a, b)
+            if #channel == 0 then channel:send(1) end
+            msys.sleep(0.001)
+            return a < b
+          end)
+          return _TLS.who
+        end)
+      )
+      assert.is_false((other:wait()))
+    end)
+  end)
+end)
+
 describe("jobs and completions that are run one after the other", function()
   after_each(helper.clean)
 
@@ -447,5 +592,60 @@ describe("jobs and completions that are run one after the other", function()
       end)
       assert.equal(50 * 21, sum)
     end)
+  end)
+
+  it("release a lock of a job whose results are too many", function()
+    helper.with_pool({}, function(pool)
+      local mutex = thread.mutex()
+      local function many(count, ...)
+        if count == 0 then return ... end
+        return many(count - 1, count, ...)
+      end
+      local errors = helper.catching(function(errors)
+        assert.is_false((runInPool(pool, function()
+          mutex:lock()
+          return many(7990)
+        end)))
+        helper.eventually(function()
+          return #errors == 1
+        end, "the report")
+      end)
+      assert.matches("was still locked", errors[1].err)
+      assert.is_true(mutex:trylock())
+      mutex:unlock()
+    end)
+  end)
+
+  it("have results packed once, also where they are refused", function()
+    helper.with_pool({}, function(pool)
+      local counter = thread.counter()
+      for round = 1, 3 do
+        local ok, err = runInPool(pool, function()
+          return setmetatable({}, {
+            __msys_pack = function()
+              counter:add(1)
+              error("not this", 0)
+            end,
+          })
+        end)
+        assert.is_false(ok)
+        assert.matches("not this", err)
+        assert.equal(round, counter:get())
+      end
+    end)
+  end)
+
+  it("have the environment of the host's own thread", function()
+    local out, err = helper.script [[
+      local msys = require "msys"
+      setfenv(0, setmetatable({ of_the_host = 42 }, { __index = _G }))
+      for _ = 1, 2 do
+        msys.runInPool("CPU", function() end, function()
+          print(loadstring "return of_the_host"())
+        end, msys.core.ECTP_COMPLETE_CALLBACK_SCHED)
+        msys.run()
+      end
+    ]]
+    assert.same({ "42\n42\n", "" }, { out, err })
   end)
 end)

@@ -52,7 +52,11 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     FACE.iter().map(|(chunk, _)| name_of(chunk))
 }
 
-/// Has `require` find the modules: fills the table on top, `package.preload`.
+/// Registry name of the environment of what is loaded from now on.
+pub const ENVIRONMENT: &CStr = c"msys.environment";
+
+/// Fills the table on top with what loads each module, by name: a function that passes its arguments to the module's
+/// chunk, and gives what that gives.
 ///
 /// # Safety
 /// In protected mode, with three free slots.
@@ -68,12 +72,12 @@ pub unsafe fn install(state: *mut lua_State) {
     }
 }
 
-/// `open(name)` → what the module's chunk gives
+/// `open(name, …)` → what the module's chunk gives
 unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours, whose upvalue is a place in the list. What has a destructor is gone before anything
     // is raised.
     unsafe {
-        ffi::lua_settop(state, 1);
+        let arguments = ffi::lua_gettop(state);
         let place = ffi::lua_tonumber(state, ffi::lua_upvalueindex(1)) as usize;
         let Some(((chunk, source), code)) = FACE.get(place).zip(CODE.get(place)) else { return 0 };
         let bytes = code.get().map_or(source.as_bytes(), |code| code);
@@ -87,8 +91,14 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
                 code.get_or_init(|| dump.into_boxed_slice());
             }
         }
+        ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, ENVIRONMENT.as_ptr());
+        if ffi::lua_type(state, -1) == ffi::LUA_TTABLE {
+            ffi::lua_setfenv(state, -2);
+        } else {
+            ffi::lua_settop(state, -2);
+        }
         ffi::lua_insert(state, 1);
-        ffi::lua_call(state, 1, 1);
+        ffi::lua_call(state, arguments, 1);
         1
     }
 }

@@ -180,33 +180,47 @@ unsafe extern "C-unwind" fn boot(state: *mut lua_State) -> c_int {
             push_bytes(state, &paths.cpath);
             ffi::lua_setfield(state, 1, c"cpath".as_ptr());
         }
-        ffi::lua_getfield_(state, 1, c"preload".as_ptr());
+        ffi::lua_createtable(state, 0, 32);
         face::install(state);
         ffi::lua_pushlightuserdata(state, boot.vm.cast());
         ffi::lua_pushlightuserdata(state, state.cast());
         ffi::lua_pushcclosure(state, open_native, 2);
         ffi::lua_setfield(state, 2, c"msys.native".as_ptr());
-        // Before it puts its own in the place of `require`.
-        ffi::lua_getfield_(state, ffi::LUA_GLOBALSINDEX, c"require".as_ptr());
-        ffi::lua_pushvalue(state, 3);
+        ffi::lua_getfield_(state, 2, c"msys.base".as_ptr());
         push_bytes(state, b"msys.base");
         ffi::lua_call(state, 1, 1);
-        ffi::lua_pushvalue(state, 3);
+        ffi::lua_getfield_(state, 2, c"msys.boot".as_ptr());
         push_bytes(state, b"msys.boot");
-        ffi::lua_call(state, 1, 1);
-        ffi::lua_getfield_(state, 5, c"load_all".as_ptr());
+        ffi::lua_pushvalue(state, 3);
+        ffi::lua_pushvalue(state, 2);
+        ffi::lua_pushcclosure(state, pristine, 0);
+        ffi::lua_call(state, 4, 1);
+        ffi::lua_getfield_(state, 4, c"load_all".as_ptr());
         ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, LOAD_ALL.as_ptr());
-        ffi::lua_getfield_(state, 5, c"serve".as_ptr());
-        ffi::lua_getfield_(state, 4, c"current".as_ptr());
+        ffi::lua_getfield_(state, 4, c"serve".as_ptr());
+        ffi::lua_getfield_(state, 3, c"current".as_ptr());
         ffi::lua_newthread(state);
-        host::push_turn(state, boot.vm, 7);
-        ffi::lua_remove(state, 7);
+        host::push_turn(state, boot.vm, 6);
+        ffi::lua_remove(state, 6);
         if !boot.is_lazy {
-            ffi::lua_settop(state, 6);
+            ffi::lua_settop(state, 5);
         }
-        let arguments = ffi::lua_gettop(state) - 6;
+        let arguments = ffi::lua_gettop(state) - 5;
         ffi::lua_call(state, arguments, 0);
         0
+    }
+}
+
+/// `pristine()` → the environment of our modules, which are loaded from now on: Lua's own functions as they were when the
+/// VM was new
+unsafe extern "C-unwind" fn pristine(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours; what is pushed is stored or given.
+    unsafe {
+        ffi::lua_settop(state, 0);
+        host::push_pristine(state);
+        ffi::lua_pushvalue(state, 1);
+        ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, face::ENVIRONMENT.as_ptr());
+        1
     }
 }
 

@@ -1,38 +1,77 @@
 --- A worker's VM until a job needs more than to run: `msys`, `thread` and what stands in the place of Lua's own
 --- functions are there, and the modules behind them are loaded when they are first used.
 ---
---- `src/worker.rs` requires this in each new worker VM, and calls what it gives.
+--- `src/worker.rs` runs this in each new worker VM, and calls what it gives.
 
-local base = require "msys.base"
+--- `openers` has what loads each module of ours; `pristine()` gives an environment for those, with Lua's own functions
+--- as they were when the VM was new: jobs may have put others in their places.
+---@type string, msys.base, table<string, fun(name: string): any>, fun(): table
+local _, base, openers, pristine = ...
 
 local co_create, co_resume, co_status = coroutine.create, base.co_resume, base.co_status
 local error, pairs, ipairs, pcall, setmetatable, type = error, pairs, ipairs, pcall, setmetatable, type
-local getfenv, require = getfenv, require
-local loaded, preload = package.loaded, package.preload
+local collectgarbage, getfenv, require = collectgarbage, getfenv, require
+local gethook, sethook = debug.gethook, debug.sethook
+local loaded = package.loaded
 
 -- As the scheduler, to which its stacks belong.
 jit.off(true, true)
 
 local globals = loaded._G
---- What loads the modules that stand here as tables without contents.
-local open_msys, open_thread = preload.msys, preload.thread
 
 local boot = {
   --- What other VMs have under these names: triples of object, module, field.
   also = {},
-  --- Lua's own.
-  require = require,
 }
+--- Our modules that are loaded, whatever jobs do to `package.loaded`.
+---@type table<string, any>
+local modules = { ["msys.base"] = base, ["msys.boot"] = boot }
+for name, module in pairs(modules) do
+  loaded[name] = module
+end
+
+--- What LuaJIT brings along and loads when it is first asked for.
+---@type table<string, fun(name: string): any>
+local bundled = {}
+for name, open in pairs(package.preload) do
+  bundled[name] = open
+end
+
+--- `require` for what jobs have not changed: our modules come from here, others as Lua has them.
+function boot.require(name)
+  if not openers[name] then
+    local module = loaded[name]
+    if module ~= nil or not bundled[name] then return require(name) end
+    loaded[name] = bundled[name](name)
+    return loaded[name]
+  end
+  local module = modules[name]
+  if module == nil then
+    module = openers[name](name)
+    modules[name] = module
+  end
+  loaded[name] = module
+  return module
+end
 
 --- `msys.worker` and the scheduler, once they are there.
 ---@type table?, table?
 local worker, scheduler
 local is_loading = false
 
+--- `require` for our modules: those of the script's are loaded as for jobs.
+local function require_inside(name)
+  if worker and not openers[name] then return worker.require(name) end
+  return boot.require(name)
+end
+
 local function open_all()
-  open_msys "msys"
-  open_thread "thread"
-  return require "msys.worker"
+  pristine().require = require_inside
+  openers.msys "msys"
+  openers.thread "thread"
+  local module = boot.require "msys.worker"
+  module.ready()
+  return module
 end
 
 --- Loads what a worker has besides; gives `msys.worker`.
@@ -45,19 +84,34 @@ local function load_all()
   is_loading = false
   if not ok then
     -- So that the next to need it tries again.
-    for name in pairs(preload) do
-      if name ~= "msys" and name ~= "msys.base" and name ~= "msys.boot" and name:find "^msys%." then
-        loaded[name] = nil
+    for name in pairs(openers) do
+      if name ~= "msys" and name ~= "thread" and name ~= "msys.base" and name ~= "msys.boot" then
+        loaded[name], modules[name] = nil, nil
       end
     end
     error(module, 0)
   end
-  scheduler = require "msys.scheduler"
-  module.ready()
+  scheduler = modules["msys.scheduler"]
   worker = module
   return module
 end
-boot.load_all = load_all
+
+--- The same in the middle of a job, whose finalizers and hook are not for this.
+local function load_in_job()
+  if worker then return worker end
+  ---@type any, any, any
+  local hook, mask, count = gethook()
+  sethook()
+  collectgarbage "stop"
+  ---@type boolean, any
+  local ok, module = pcall(load_all)
+  collectgarbage "restart"
+  ---@diagnostic disable-next-line: param-type-mismatch -- a function may come first
+  if type(hook) == "function" then sethook(hook, mask, count) end
+  if not ok then error(module, 0) end
+  return module
+end
+boot.load_all = load_in_job
 
 --- A module's table, to be filled by the module when somebody asks for a field.
 local function stand_in(name)
@@ -65,15 +119,15 @@ local function stand_in(name)
   setmetatable(tbl, {
     __index = function(_, key)
       if is_loading then return nil end
-      load_all()
+      load_in_job()
       return tbl[key]
     end,
     __pairs = function()
-      load_all()
+      load_in_job()
       return pairs(tbl)
     end,
   })
-  loaded[name] = tbl
+  loaded[name], modules[name] = tbl, tbl
   globals[name] = tbl
   return tbl
 end
@@ -131,25 +185,24 @@ local function require_here(name)
   local module = loaded[name] --[[@as any]]
   -- LuaJIT keeps a userdata for one that is being loaded.
   if module and type(module) ~= "userdata" then return module end
-  if is_loading then return require(name) end
-  return load_all().require(name)
+  return load_in_job().require(name)
 end
 
 --- Plain `pairs` and `ipairs` go through shared tables, too.
 local function pairs_here(tbl)
   if type(tbl) == "userdata" then
-    load_all()
-    return require("msys.shared").pairs(tbl)
+    load_in_job()
+    return modules["msys.shared"].pairs(tbl)
   elseif tbl == base.msys or tbl == base.thread then
-    load_all()
+    load_in_job()
   end
   return pairs(tbl)
 end
 
 local function ipairs_here(tbl)
   if type(tbl) == "userdata" then
-    load_all()
-    return require("msys.shared").ipairs(tbl)
+    load_in_job()
+    return modules["msys.shared"].ipairs(tbl)
   end
   return ipairs(tbl)
 end
@@ -172,7 +225,10 @@ local function install()
   end
 end
 
+--- Hands over to the scheduler, which has finalizers run again where an error of one does no harm.
 local function go_on(session, ...)
+  collectgarbage "stop"
+  sethook()
   return load_all().serve(session, ...)
 end
 

@@ -141,7 +141,7 @@ function wrapped._G.next(tbl, ...)
 end
 
 shared.install_iteration()
-local pairs_of = pairs
+local pairs_of = globals.pairs
 
 function wrapped._G.pairs(...)
   local tbl = ...

@@ -18,21 +18,25 @@ local shared = require "msys.shared"
 local submit = require "msys.submit"
 require "thread"
 
---- In a worker it is there already, without contents.
 ---@class msys
 ---@field _TLS table  a table of the running session's own
-local msys = base.msys or {}
-msys._VERSION = native.version
---- A table of this VM's own.
-msys._OSTLS = base.ostls
-msys.core = require "msys.core"
-msys.threadpool = require "msys.threadpool"
-msys.workers = require "msys.workers"
-msys.runInPool = submit.runInPool
-msys.submit = future.submit
-msys.all, msys.any, msys.map = future.all, future.any, future.map
-msys.canceller, msys.cancelled = cancel.canceller, cancel.cancelled
-msys.lock, msys.unlock = locks.lock, locks.unlock
+---@field _OSTLS table  a table of this VM's own
+local msys = {
+  _VERSION = native.version,
+  _OSTLS = base.ostls,
+  core = require "msys.core",
+  threadpool = require "msys.threadpool",
+  workers = require "msys.workers",
+  runInPool = submit.runInPool,
+  submit = future.submit,
+  all = future.all,
+  any = future.any,
+  map = future.map,
+  canceller = cancel.canceller,
+  cancelled = cancel.cancelled,
+  lock = locks.lock,
+  unlock = locks.unlock,
+}
 
 --- The process's own shared table, for `msys.shareSet` and its kin.
 local store = native.process_table(1)
@@ -233,7 +237,7 @@ else
   end
 end
 
-return setmetatable(msys, {
+return setmetatable(base.fill(base.msys, msys), {
   __index = function(_, key)
     if key == "_TLS" then return scheduler.tls() end
   end,

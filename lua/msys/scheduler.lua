@@ -11,7 +11,8 @@ local native = require "msys.native"
 local co_create, co_yield = coroutine.create, coroutine.yield
 local co_resume, co_status = base.co_resume, base.co_status
 local co_running, isyieldable = coroutine.running, coroutine.isyieldable
-local next, pairs, select, unpack, type, xpcall = next, pairs, select, unpack, type, xpcall
+local collectgarbage, next, pairs, select, unpack = collectgarbage, next, pairs, select, unpack
+local type, xpcall = type, xpcall
 local next_event, enter = native.next, native.enter
 local native_turn, touch = native.turn, native.touch
 local release_ticket, count_completions = native.release_ticket, native.completions
@@ -25,7 +26,7 @@ local scheduler = {}
 
 -- Kinds of events, as in src/host/jobs.rs.
 local NOTHING, JOB, OUTCOME, REPORT, REQUIRE, END, LOST, FAILED, STOP, STOP_JOB = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
-local RAN, OPENED, YIELDED, ENDED, BROKEN, RESUMED = 10, 11, 12, 13, 14, 15
+local RAN, OPENED, YIELDED, ENDED, BROKEN, RESUMED, REFUSED = 10, 11, 12, 13, 14, 15, 16
 
 --- What a coroutine yields: a session that waits (with its ticket), one that lets others run, and one that has ended.
 local WAIT, YIELD, DONE = base.WAIT, {}, {}
@@ -78,8 +79,11 @@ local report
 --- What a worker does with jobs.
 ---@class msys.Jobs
 ---@field start fun(slot: integer, new_paths: boolean, short_of_memory: boolean)
----@field start_opened fun(slot: integer, closure: function, completion: function, ...: any)  that was decoded
+---@field start_opened fun(tls: table, slot: integer, closure: function, completion: function, ...: any)  of a job that
+--- was decoded
 ---@field finish fun(session: msys.Session, ok: boolean, ...: any)  whose coroutine has ended so
+---@field refuse fun(session: msys.Session, reason: string, value: any, why: string?, ok: boolean, ...: any)  as it was
+--- tried to send what its coroutine has ended with
 ---@field fail fun(slot: integer?, err: any)  with an error of the loop's, if one is given; cannot fail itself
 ---@field end_stopped fun(session: msys.Session)  ends a stopped job, whose session is not resumed
 ---@type msys.Jobs?
@@ -92,6 +96,9 @@ local session_in_hand, slot_in_hand
 --- The session for what `native.turn` runs.
 ---@type msys.Session?
 local direct
+--- The same, while `native.turn` is at work with it.
+---@type msys.Session?
+local in_turn
 --- Others that can be that.
 ---@type msys.Session[], integer
 local spare_direct, spare_directs = {}, 0
@@ -149,20 +156,22 @@ end
 --- Makes `_TLS` a field of `home` that follows the session; for a VM whose globals are ours or were asked for.
 ---@param home table
 function scheduler.keep_tls_in(home)
-  -- Of a session that runs without the scheduler, it is there already.
-  if current and current.direct then current.tls = rawget(home, "_TLS") end
   tls_home = home
+  set_tls(current)
+end
+
+--- Makes a table the running session's.
+---@param tls table
+function scheduler.use_tls(tls)
+  if current then current.tls = tls end
   set_tls(current)
 end
 
 ---@return table
 function scheduler.tls()
   if not current then return main_tls end
-  if current.direct then
-    touch()
-    -- Made with the session.
-    current.tls = current.tls or tls_home and rawget(tls_home, "_TLS")
-  end
+  -- Where there is no global of that name, it is not made anew for each job or completion.
+  if current.direct and not tls_home then touch() end
   current.tls = current.tls or {}
   return current.tls
 end
@@ -437,8 +446,11 @@ function finish_direct(session, ok, ...)
     local previous = current
     slot_in_hand = session.slot
     current = session
+    set_tls(session)
     for_jobs.finish(session, ok, ...)
     current = previous
+    owner.session = (previous or main).number or 0
+    set_tls(previous)
     session_in_hand, slot_in_hand = nil, nil
     return
   end
@@ -517,9 +529,15 @@ end
 --- In a child process: what was sent to the parent's threads does not come back here.
 local function lose_everything()
   local text = "msys: the job is not in this process, which is a fork's child"
-  local lost = waiting
-  waiting = {}
-  base.waiting = waiting
+  -- The same table stays, as `native.turn` may be at work with it.
+  ---@type table<integer, any>
+  local lost = {}
+  for ticket, waiter in pairs(waiting) do
+    lost[ticket] = waiter
+  end
+  for ticket in pairs(lost) do
+    waiting[ticket] = nil
+  end
   for ticket = 1, native.tickets() do
     local waiter = lost[ticket]
     if waiter == PUMP or timed[ticket] then
@@ -586,7 +604,7 @@ local function stop_jobs(text, kind)
   local all = {}
   for _, session in pairs(jobs) do
     -- The one for `native.turn` has a job only if a wait of that runs this.
-    if session ~= direct or session.pumping then all[#all + 1] = session end
+    if session ~= direct and session ~= in_turn or session.pumping then all[#all + 1] = session end
   end
   for _, session in ipairs(all) do
     if session.slot then stop(session, text, kind) end
@@ -643,10 +661,16 @@ local function recover(previous, err)
   local session, slot = session_in_hand, slot_in_hand
   session_in_hand, slot_in_hand = nil, nil
   current = previous
-  if not previous then direct = nil end
+  if not previous then
+    slot = slot or native.in_hand()
+    -- Where that raised, its session is in hand.
+    if in_turn and in_turn.number then native.end_session(in_turn.number) end
+    direct, in_turn = nil, nil
+    set_tls(nil)
+  end
   owner.session = (previous or main).number or 0
   ---@cast for_jobs msys.Jobs
-  for_jobs.fail(session and session.slot or slot or native.in_hand(), err)
+  for_jobs.fail(session and session.slot or slot, err)
   if session and session.number then
     native.end_session(session.number)
     session.number = nil
@@ -655,9 +679,11 @@ end
 
 local function checked(previous, ok, ...)
   if ok then return ... end
-  -- A hook that a job has set may be what raised.
+  -- A hook that a job has set may be what raised, or a finalizer.
   native.unhook()
+  collectgarbage "stop"
   recover(previous, ...)
+  collectgarbage "restart"
   return true
 end
 
@@ -861,20 +887,23 @@ local function handle_one(kind, ...)
 end
 
 --- Takes over a session that was run by `native.turn`, where that could not end it.
-local function take_over(kind, ticket, slot, ...)
-  local session = direct --[[@as msys.Session]]
-  direct = nil
+local function take_over(session, kind, ticket, slot, ...)
   session_in_hand = session
   session.slot, session.completes = slot, ticket
   if slot then jobs[slot] = session end
-  if kind == YIELDED then
-    session.tls = session.tls or tls_home and tls_home._TLS
-    return resumed(session, nil, 0, true, ...)
-  end
+  if kind == YIELDED then return resumed(session, nil, 0, true, ...) end
   pumps = 0
   set_tls(nil)
-  finish_direct(session, ...)
-  if kind == ENDED then keep_direct(session) end
+  if kind == REFUSED then
+    session.direct = nil
+    slot_in_hand = slot
+    ---@cast for_jobs msys.Jobs
+    for_jobs.refuse(session, ...)
+    session_in_hand, slot_in_hand = nil, nil
+  else
+    finish_direct(session, ...)
+  end
+  if kind == ENDED or kind == REFUSED then keep_direct(session) end
   check_interrupt()
 end
 
@@ -884,29 +913,37 @@ local function go_on(session, ...)
   return resumed(session, nil, 0, ...)
 end
 
+local function handled(kind, ...)
+  return handle(kind, ...), kind == NOTHING and 0 or 1
+end
+
 --- Handles what `native.turn` gave; false when a worker is to end; and how many events there were.
 local function turned(kind, ...)
+  local session = in_turn --[[@as msys.Session]]
+  in_turn = nil
+  if kind == YIELDED or kind == ENDED or kind == BROKEN or kind == REFUSED then
+    take_over(session, kind, ...)
+    return true, 1
+  end
+  direct = session
   if kind == RAN then
     return true, (...)
   elseif kind == RESUMED then
     go_on(...)
     return true, 1
-  elseif kind == YIELDED or kind == ENDED or kind == BROKEN then
-    take_over(kind, ...)
-    return true, 1
   elseif kind == OPENED then
     slot_in_hand = ...
     ---@cast for_jobs msys.Jobs
-    for_jobs.start_opened(...)
+    for_jobs.start_opened(session.tls --[[@as table]], ...)
     return true, 1
   end
-  return handle(kind, ...), kind == NOTHING and 0 or 1
+  return handled(kind, ...)
 end
 
 --- Takes events and handles them, up to so many; false when a worker is to end; and how many there were. Outside of
 --- sessions, where nothing but a session reads what is the session's, jobs and completions are run by Rust.
 local function turn(block, most)
-  if current or main.number or tls_home and not is_worker then return turned(next_event(block)) end
+  if current or main.number or tls_home and not is_worker then return handled(next_event(block)) end
   if not direct then
     if spare_directs > 0 then
       direct = spare_direct[spare_directs] --[[@as msys.Session]]
@@ -918,12 +955,13 @@ local function turn(block, most)
     end
     native.renew()
   end
+  in_turn, direct = direct, nil
   return turned(
     native_turn(
       block,
       most,
-      direct,
-      direct.co,
+      in_turn,
+      in_turn.co,
       waiting,
       tls_home and main_tls or nil,
       xpcall,
@@ -977,14 +1015,18 @@ local function serve_turn()
   return (turn(first > last, TURN))
 end
 
+local function taken_on(ok, ...)
+  collectgarbage "restart"
+  if not ok then error((...), 0) end
+  return (turned(...))
+end
+
 --- Begins where a session has run jobs without the scheduler: with what has become of it.
 ---@param session msys.Session
 ---@param ok boolean  the rest is what `native.turn` gave, or an error
 function scheduler.take_on(session, ok, ...)
-  direct = session
-  if ok then return guarded(turned, ...) end
-  checked(nil, false, ...)
-  return true
+  in_turn = session
+  return guarded(taken_on, ok, ...)
 end
 
 --- A worker's life.

@@ -305,6 +305,8 @@ function submit.runInPool(pool, closure, third, mode)
     return
   elseif reason == "text" then
     error("msys.runInPool: " .. tostring(value), 2)
+  elseif reason == "lost" then
+    scheduler.lose_everything()
   end
   if type(closure) ~= "function" then
     error("msys.runInPool: closure must be a Lua function, got " .. type(closure), 2)

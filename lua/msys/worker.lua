@@ -108,9 +108,11 @@ local function collect_garbage()
   native.memory_settled()
 end
 
---- Sends an outcome; one that cannot cross becomes a failure of kind "unsendable".
-local function finish(flags, slot, ok, ...)
-  local sent, reason, value, why = native_finish(slot, flags, ok, ...)
+---@type fun(flags: integer, slot: integer, ok: boolean, ...: any)
+local finish
+
+--- What follows an attempt to send an outcome, which has given `sent, reason, value, why`.
+local function finished(flags, slot, sent, reason, value, why, ok, ...)
   if sent then
     local session = current() --[[@as msys.Session]]
     jobs[slot] = nil
@@ -143,6 +145,12 @@ local function finish(flags, slot, ok, ...)
   local kind = value == "not enough memory" and "memory" or "unsendable"
   local info = { kind = kind, pool = pool, job = id, name = name, traceback = old and old.traceback or text }
   return finish(next_flags, slot, false, text, info)
+end
+
+--- Sends an outcome; one that cannot cross becomes a failure of kind "unsendable".
+function finish(flags, slot, ok, ...)
+  local sent, reason, value, why = native_finish(slot, flags, ok, ...)
+  return finished(flags, slot, sent, reason, value, why, ok, ...)
 end
 
 --- Reports a failure that nobody waits for to the host in whose name this worker works.
@@ -220,25 +228,38 @@ local function finish_here(session, slot, ok, ...)
   return ended(own, slot, ok, ...)
 end
 
+--- The same, where sending what it ended with has been tried.
+local function finish_refused(session, slot, ...)
+  local own = current() --[[@as msys.Session]]
+  own.slot = slot
+  session.slot = nil
+  jobs[slot] = own
+  return finished(0, slot, nil, ...)
+end
+
 --- The same; what is usual, without another session.
 local function finish_job(session, ok, ...)
   local slot = session.slot
   if ok and not session.number and not session.stop then
-    local sent, pressed = native_finish(slot, 0, true, ...)
-    if sent then
-      jobs[slot] = nil
-      session.slot = nil
-      if pressed then collect_garbage() end
-      return
-    end
+    local sent, reason, value, why = native_finish(slot, 0, true, ...)
+    if not sent then return scheduler.start(finish_refused, session, slot, reason, value, why, true, ...) end
+    jobs[slot] = nil
+    session.slot = nil
+    if reason then collect_garbage() end
+    return
   end
   return scheduler.start(finish_here, session, slot, ok, ...)
 end
 
---- Runs a job that has been decoded.
-local function run_opened(slot, closure, completion, ...)
+local function refuse_job(session, ...)
+  return scheduler.start(finish_refused, session, session.slot, ...)
+end
+
+--- Runs a job that has been decoded, with this `_TLS`.
+local function run_opened(tls, slot, closure, completion, ...)
   local session = current() --[[@as msys.Session]]
   session.slot = slot
+  scheduler.use_tls(tls)
   jobs[slot] = session
   session.completion = completion
   return ended(session, slot, xpcall(closure, failure, ...))
@@ -331,7 +352,9 @@ do
     end
     if by or type(name) ~= "string" or package.loaded[name] then return load(name) end
     loading[name] = { session = current(), tickets = {} }
-    if env ~= globals then setfenv(0, globals --[[@as table]]) end
+    if env ~= globals then
+      setfenv(0, globals --[[@as table]])
+    end
     return back(env, name, pcall(load, name))
   end
 end
@@ -377,6 +400,7 @@ function worker.ready()
     start = start_job,
     start_opened = start_opened,
     finish = finish_job,
+    refuse = refuse_job,
     fail = fail_job,
     end_stopped = end_stopped,
   })

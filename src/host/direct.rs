@@ -8,7 +8,7 @@
 use std::ffi::{CStr, c_int};
 
 use super::{
-    jobs::{Opened, encode_outcome, end_hook, event, forget_origin, give, kind, open_job, slot_at},
+    jobs::{Opened, encode_outcome, end_hook, event, forget_origin, give, kind, open_job, refused, slot_at},
     stops::{calm, enter_job},
     vm,
 };
@@ -52,8 +52,8 @@ const ROOM: c_int = 20;
 
 /// `turn(block, most, session, thread, waiting, main_tls, xpcall, failure, jobs, wait)` → as `next`; or a kind and:
 /// ran (how many events) · opened (slot, closure, completion, args…), a job whose completion runs here · yielded (ticket
-/// or nil, slot or nil, what the coroutine yielded…), ended (ticket or nil, slot or nil, ok, values…) or broken (ticket or
-/// nil, slot or nil, false, error), the rest of which is the scheduler's · resumed (session, as `coroutine.resume` gives
+/// or nil, slot or nil, what the coroutine yielded…), ended (ticket or nil, slot or nil, ok, values…), refused (nil, slot, a reason, a value, why, ok,
+/// values…) or broken (ticket or nil, slot or nil, false, error), the rest of which is the scheduler's · resumed (session, as `coroutine.resume` gives
 /// it…), a session that has not just come to its next wait
 ///
 /// `waiting` has what waits, by ticket; `main_tls` is what the global `_TLS` is outside of sessions, or nil where there is no such global. The coroutine runs
@@ -196,7 +196,62 @@ unsafe fn begin(state: *mut lua_State, vm: &Vm, slot: Option<usize>) {
             ffi::lua_setfield(state, SESSION, c"slot".as_ptr());
         }
         vm.touched.set(false);
+        if has_tls(state) {
+            ffi::lua_createtable(state, 0, 0);
+            ffi::lua_pushvalue(state, TLS);
+            ffi::lua_pushvalue(state, -2);
+            ffi::lua_rawset(state, SESSION);
+            set_tls(state);
+        }
         set_current(state, vm, SESSION);
+    }
+}
+
+/// The session has ended, and none runs.
+///
+/// # Safety
+/// In `turn`, three free slots.
+unsafe fn end(state: *mut lua_State, vm: &Vm) {
+    // SAFETY: what is pushed is stored.
+    unsafe {
+        set_current(state, vm, 0);
+        vm.in_hand.set(None);
+        if has_tls(state) {
+            ffi::lua_pushvalue(state, MAIN_TLS);
+            set_tls(state);
+        }
+    }
+}
+
+/// Whether there is a global `_TLS`.
+///
+/// # Safety
+/// In `turn`.
+unsafe fn has_tls(state: *mut lua_State) -> bool {
+    // SAFETY: a valid index.
+    unsafe { ffi::lua_type(state, MAIN_TLS) == ffi::LUA_TTABLE }
+}
+
+/// Gives the session's coroutine the environment that it is to have: in a worker the globals, in a host that of the code
+/// which runs the loop.
+///
+/// # Safety
+/// In `turn`, three free slots on both.
+unsafe fn set_environment(state: *mut lua_State, vm: &Vm, thread: *mut lua_State) {
+    // SAFETY: a table is moved from one stack to the other.
+    unsafe {
+        if vm.worker.is_some() {
+            vm.functions.reset_environment(thread);
+            return;
+        }
+        let wanted = ffi::lua_topointer(state, ffi::LUA_GLOBALSINDEX);
+        if ffi::lua_topointer(thread, ffi::LUA_GLOBALSINDEX) != wanted {
+            ffi::lua_pushthread(thread);
+            ffi::lua_pushvalue(state, ffi::LUA_GLOBALSINDEX);
+            ffi::lua_xmove(state, thread, 1);
+            ffi::lua_setfenv(thread, -2);
+            ffi::lua_settop(thread, -2);
+        }
     }
 }
 
@@ -205,32 +260,20 @@ unsafe fn begin(state: *mut lua_State, vm: &Vm, slot: Option<usize>) {
 ///
 /// # Safety
 /// In `turn`, with the values on top; the thread's stack is empty.
-unsafe fn run(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: Option<usize>, count: c_int) -> c_int {
+unsafe fn run(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, count: c_int) -> c_int {
     // SAFETY: the caller's promise; the thread is one that has ended, or not begun.
     unsafe {
         if ffi::lua_checkstack(thread, count + 8) == 0 {
             push_bytes(state, b"not enough memory");
             ffi::lua_error(state);
         }
-        let has_tls = ffi::lua_type(state, MAIN_TLS) == ffi::LUA_TTABLE;
-        if has_tls {
-            ffi::lua_createtable(state, 0, 0);
-            set_tls(state);
-        }
-        vm.functions.reset_environment(thread);
+        set_environment(state, vm, thread);
         ffi::lua_pushvalue(state, XPCALL);
         ffi::lua_insert(state, -count - 1);
         ffi::lua_pushvalue(state, FAILURE);
         ffi::lua_insert(state, -count);
         ffi::lua_xmove(state, thread, count + 2);
-        vm.in_hand.set(None);
-        let status = ffi::lua_resume_(thread, count + 1);
-        vm.in_hand.set(slot);
-        if has_tls && status == ffi::LUA_OK {
-            ffi::lua_pushvalue(state, MAIN_TLS);
-            set_tls(state);
-        }
-        status
+        ffi::lua_resume_(thread, count + 1)
     }
 }
 
@@ -247,28 +290,51 @@ unsafe fn hand_over(
 ) -> c_int {
     // SAFETY: what is on the thread is moved, with room made for it.
     unsafe {
-        let count = if matches!(status, ffi::LUA_OK | ffi::LUA_YIELD) { ffi::lua_gettop(thread) } else { 1 };
         ffi::lua_settop(state, LAST);
-        // A session that waits is not to be ended for this.
-        if count > ROOM / 2 {
-            ffi::luaL_checkstack_(state, count + ROOM, c"too many values".as_ptr());
-        }
+        let count = match status {
+            // What else a script yields is for nobody.
+            ffi::LUA_YIELD => {
+                if ffi::lua_gettop(thread) > 2 {
+                    ffi::lua_settop(thread, 2);
+                }
+                ffi::lua_gettop(thread)
+            }
+            ffi::LUA_OK => ffi::lua_gettop(thread),
+            _ => 1,
+        };
+        let fits = ffi::lua_checkstack(state, count + ROOM) != 0;
         ffi::lua_pushnumber(state, match status {
             ffi::LUA_YIELD => kind::YIELDED,
-            ffi::LUA_OK => kind::ENDED,
+            ffi::LUA_OK if fits => kind::ENDED,
             _ => kind::BROKEN,
         });
-        for number in [ticket.map(|ticket| ticket as f64), slot.map(|slot| slot as f64)] {
+        push_place(state, ticket, slot);
+        if !fits {
+            ffi::lua_pushboolean(state, 0);
+            push_bytes(state, b"stack overflow (too many results)");
+        } else {
+            if !matches!(status, ffi::LUA_OK | ffi::LUA_YIELD) {
+                ffi::lua_pushboolean(state, 0);
+            }
+            ffi::lua_xmove(thread, state, count);
+        }
+        ffi::lua_gettop(state) - LAST
+    }
+}
+
+/// Pushes ticket and slot, or nil for each.
+///
+/// # Safety
+/// Two free slots.
+unsafe fn push_place(state: *mut lua_State, ticket: Option<u64>, slot: Option<usize>) {
+    for number in [ticket.map(|ticket| ticket as f64), slot.map(|slot| slot as f64)] {
+        // SAFETY: the caller's promise.
+        unsafe {
             match number {
                 Some(number) => ffi::lua_pushnumber(state, number),
                 None => ffi::lua_pushnil(state),
             }
         }
-        if !matches!(status, ffi::LUA_OK | ffi::LUA_YIELD) {
-            ffi::lua_pushboolean(state, 0);
-        }
-        ffi::lua_xmove(thread, state, count);
-        ffi::lua_gettop(state) - LAST
     }
 }
 
@@ -295,8 +361,8 @@ unsafe fn completion(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, tic
             enter_job(state, vm, None);
         }
         begin(state, vm, None);
-        let status = run(state, vm, thread, None, count - 1);
-        set_current(state, vm, 0);
+        let status = run(state, vm, thread, count - 1);
+        end(state, vm);
         if status != ffi::LUA_OK || vm.touched.get() || ffi::lua_toboolean(thread, 1) == 0 {
             return Some(hand_over(state, thread, status, Some(ticket), None));
         }
@@ -344,7 +410,7 @@ unsafe fn session(state: *mut lua_State, vm: &Vm, ticket: u64, count: c_int) -> 
             ffi::lua_settop(state, top);
             return Some(count);
         }
-        let has_tls = ffi::lua_type(state, MAIN_TLS) == ffi::LUA_TTABLE;
+        let has_tls = has_tls(state);
         if has_tls {
             field(state, session, TLS);
             if ffi::lua_type(state, -1) != ffi::LUA_TTABLE {
@@ -406,8 +472,7 @@ unsafe fn job(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usiz
     unsafe {
         begin(state, vm, Some(slot));
         let given = job_inside(state, vm, thread, slot);
-        set_current(state, vm, 0);
-        vm.in_hand.set(None);
+        end(state, vm);
         given
     }
 }
@@ -417,11 +482,7 @@ unsafe fn job(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usiz
 unsafe fn job_inside(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usize) -> Option<c_int> {
     // SAFETY: as `job`.
     unsafe {
-        // Lua may run, and memory run out, in what comes: that is the job's own affair.
-        vm.in_hand.set(None);
-        let opened = open_job(state, vm, slot);
-        vm.in_hand.set(Some(slot));
-        let count = match opened {
+        let count = match open_job(state, vm, slot) {
             Opened::Values(count) => count,
             // Its session is to load the module.
             Opened::Module => {
@@ -442,15 +503,21 @@ unsafe fn job_inside(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slo
             return Some(count + 2);
         }
         ffi::lua_remove(state, LAST + 2);
-        let status = run(state, vm, thread, Some(slot), count - 1);
+        let status = run(state, vm, thread, count - 1);
+        if status != ffi::LUA_YIELD {
+            // What follows is none of the job's code.
+            end_hook(state);
+        }
         if status != ffi::LUA_OK
             || vm.touched.get()
             || ffi::lua_toboolean(thread, 1) == 0
             || vm.stop_of(slot).is_some()
             || vm.memory.as_ref().is_some_and(|memory| memory.is_pressed())
-            || !finish(state, vm, thread, slot)
         {
             return Some(hand_over(state, thread, status, None, Some(slot)));
+        }
+        if let Some(given) = finish(state, vm, thread, slot) {
+            return Some(given);
         }
         ffi::lua_settop(thread, 0);
         // Lua that has packed the outcome may have taken locks.
@@ -458,18 +525,19 @@ unsafe fn job_inside(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slo
     }
 }
 
-/// Ends the job in `slot` with the values on its coroutine, which stay there; false where that is not as simple.
+/// Ends the job in `slot` with the values on its coroutine. Gives what `turn` is to give, where that is not as simple: the
+/// values, and why they cannot be sent.
 ///
 /// # Safety
 /// In `turn`.
-unsafe fn finish(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usize) -> bool {
+unsafe fn finish(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usize) -> Option<c_int> {
     // SAFETY: the values are copied, so that they are there for another attempt.
     unsafe {
-        let Some(mode) = vm.mode_of(slot) else { return false };
+        let mode = vm.mode_of(slot)?;
         if mode != Mode::Async {
             let count = ffi::lua_gettop(thread);
             if ffi::lua_checkstack(thread, count) == 0 || ffi::lua_checkstack(state, count + 4) == 0 {
-                return false;
+                return Some(hand_over(state, thread, ffi::LUA_OK, None, Some(slot)));
             }
             ffi::lua_settop(state, LAST);
             for place in 1..=count {
@@ -478,20 +546,28 @@ unsafe fn finish(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: u
             ffi::lua_xmove(thread, state, count);
             let purpose = Purpose::Outcome(None);
             let request = Request { count, limit: vm.message_limit(), scanned: false, purpose };
-            let Some((mut message, origin)) = vm.take_message(slot) else { return false };
-            vm.in_hand.set(None);
+            let (mut message, origin) = vm.take_message(slot)?;
             let encoded = encode_outcome(state, vm, slot, &mut message, origin.as_deref(), 0, request);
-            vm.in_hand.set(Some(slot));
             vm.put_message(slot, message, origin);
-            if encoded.is_err() {
-                return false;
+            if let Err(refusal) = encoded {
+                refused(state, vm, refusal, vm.message_limit());
+                let top = ffi::lua_gettop(state);
+                ffi::luaL_checkstack_(state, count + ROOM, c"too many results".as_ptr());
+                ffi::lua_pushnumber(state, kind::REFUSED);
+                push_place(state, None, Some(slot));
+                for place in top - 2..=top {
+                    ffi::lua_pushvalue(state, place);
+                }
+                ffi::lua_xmove(thread, state, count);
+                return Some(ffi::lua_gettop(state) - top);
             }
         }
         calm(state, vm);
+        // Packing may have run code, too.
         end_hook(state);
         forget_origin(state, vm, slot);
         vm.end(slot, true);
-        true
+        None
     }
 }
 

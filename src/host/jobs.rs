@@ -62,6 +62,7 @@ pub(super) mod kind {
     pub(in crate::host) const ENDED: f64 = 13.0;
     pub(in crate::host) const BROKEN: f64 = 14.0;
     pub(in crate::host) const RESUMED: f64 = 15.0;
+    pub(in crate::host) const REFUSED: f64 = 16.0;
 }
 
 /// Flags of `submit` and `finish`; `lua/msys/submit.lua` and `worker.lua` have the same.
@@ -147,7 +148,7 @@ pub(super) unsafe fn decode_onto(
 ///
 /// # Safety
 /// In a C function of ours, after `encode_top` has refused.
-unsafe fn refused(state: *mut lua_State, vm: &Vm, refusal: Refusal, limit: usize) -> c_int {
+pub(super) unsafe fn refused(state: *mut lua_State, vm: &Vm, refusal: Refusal, limit: usize) -> c_int {
     // SAFETY: one value is on top; four are given. Should a push raise, the scratch memory is dropped.
     unsafe {
         let reason: &[u8] = match refusal {

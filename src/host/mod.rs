@@ -176,6 +176,15 @@ pub unsafe fn note_originals(state: *mut lua_State) {
     unsafe { names::note_originals(state) }
 }
 
+/// Pushes a table of globals with those functions, and what else there is behind it.
+///
+/// # Safety
+/// In protected mode, with ten free slots.
+pub unsafe fn push_pristine(state: *mut lua_State) {
+    // SAFETY: the caller's promise.
+    unsafe { names::push_pristine(state) }
+}
+
 /// The metatable of handles, as field `pool_metatable` of the table on top, and the weak table of handles.
 ///
 /// # Safety

@@ -143,6 +143,66 @@ pub(super) unsafe fn note_originals(state: *mut lua_State) {
     }
 }
 
+/// See `host::push_pristine`.
+///
+/// # Safety
+/// In protected mode, with ten free slots.
+pub(super) unsafe fn push_pristine(state: *mut lua_State) {
+    // SAFETY: tables are made, and asked for fields. One value is left.
+    unsafe {
+        let top = ffi::lua_gettop(state);
+        let (all, originals, loaded) = (top + 1, top + 2, top + 3);
+        ffi::lua_createtable(state, 0, 64);
+        ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, ORIGINALS.as_ptr());
+        ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
+        ffi::lua_pushvalue(state, ffi::LUA_GLOBALSINDEX);
+        set_behind(state, all);
+        let names = GIVEN[0].get().map_or(&[][..], |(_, names)| names);
+        let mut last: &[u8] = b"";
+        for (name, place) in names.split(|byte| *byte == b'\n').zip(1..) {
+            let Some(dot) = name.iter().rposition(|byte| *byte == b'.') else { continue };
+            let (library, field) = (&name[..dot], &name[dot + 1..]);
+            // What is set in `package` is for all; and that one's functions are not called.
+            if library == b"package" || library.contains(&b'.') || ffi::lua_type(state, originals) != ffi::LUA_TTABLE {
+                continue;
+            }
+            if library != last {
+                last = library;
+                ffi::lua_settop(state, loaded);
+                if library == b"_G" {
+                    ffi::lua_pushvalue(state, all);
+                } else {
+                    ffi::lua_createtable(state, 0, 16);
+                    push_bytes(state, library);
+                    ffi::lua_rawget_(state, loaded);
+                    set_behind(state, loaded + 1);
+                    push_bytes(state, library);
+                    ffi::lua_pushvalue(state, loaded + 1);
+                    ffi::lua_rawset(state, all);
+                }
+            }
+            push_bytes(state, field);
+            ffi::lua_rawgeti_(state, originals, place);
+            ffi::lua_rawset(state, loaded + 1);
+        }
+        ffi::lua_settop(state, all);
+    }
+}
+
+/// Has the table at `at` look into the one on top, which is taken off, for what it has not.
+///
+/// # Safety
+/// In protected mode, with three free slots.
+unsafe fn set_behind(state: *mut lua_State, at: c_int) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        ffi::lua_createtable(state, 0, 1);
+        ffi::lua_insert(state, -2);
+        ffi::lua_setfield(state, -2, c"__index".as_ptr());
+        ffi::lua_setmetatable(state, at);
+    }
+}
+
 /// `originals()` → the functions that the names of `fresh_names` stood for when the VM was new, in their order; nil
 /// where they are still there
 unsafe extern "C-unwind" fn originals(state: *mut lua_State) -> c_int {
