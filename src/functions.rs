@@ -61,6 +61,8 @@ pub struct Functions {
     /// The VM's table of globals, by address: the environment that needs no mention.
     pub globals: *const c_void,
     globals_ref: c_int,
+    /// The environment of msys's own modules in a worker, by address: to others it is the globals.
+    pub own_environment: Cell<*const c_void>,
     /// What `package.loaded` held when it was last scanned.
     fingerprint: Cell<u64>,
     names: RefCell<FxHashMap<*const c_void, Name>>,
@@ -145,6 +147,7 @@ impl Functions {
                 kept,
                 theirs,
                 globals_ref,
+                own_environment: Cell::new(std::ptr::null()),
                 fingerprint: Cell::new(0),
                 globals: ffi::lua_topointer(state, ffi::LUA_GLOBALSINDEX),
                 names: RefCell::default(),
@@ -289,7 +292,10 @@ impl Functions {
     #[inline]
     pub unsafe fn is_globals(&self, state: *mut lua_State, at: c_int) -> bool {
         // SAFETY: the caller's promise.
-        unsafe { ffi::lua_topointer(state, at) == self.globals || self.is_environment(state, at) }
+        unsafe {
+            let table = ffi::lua_topointer(state, at);
+            table == self.globals || table == self.own_environment.get() || self.is_environment(state, at)
+        }
     }
 
     /// Whether the table at `at` is the environment of a job.

@@ -193,7 +193,8 @@ unsafe extern "C-unwind" fn boot(state: *mut lua_State) -> c_int {
         push_bytes(state, b"msys.boot");
         ffi::lua_pushvalue(state, 3);
         ffi::lua_pushvalue(state, 2);
-        ffi::lua_pushcclosure(state, pristine, 0);
+        ffi::lua_pushlightuserdata(state, boot.vm.cast());
+        ffi::lua_pushcclosure(state, pristine, 1);
         ffi::lua_call(state, 4, 1);
         ffi::lua_getfield_(state, 4, c"load_all".as_ptr());
         ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, LOAD_ALL.as_ptr());
@@ -214,10 +215,13 @@ unsafe extern "C-unwind" fn boot(state: *mut lua_State) -> c_int {
 /// `pristine()` → the environment of our modules, which are loaded from now on: Lua's own functions as they were when the
 /// VM was new
 unsafe extern "C-unwind" fn pristine(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours; what is pushed is stored or given.
+    // SAFETY: a C function of ours, whose upvalue is the VM; what is pushed is stored or given.
     unsafe {
         ffi::lua_settop(state, 0);
         host::push_pristine(state);
+        if let Some(vm) = ffi::lua_touserdata(state, ffi::lua_upvalueindex(1)).cast::<Vm>().as_ref() {
+            vm.functions.own_environment.set(ffi::lua_topointer(state, 1));
+        }
         ffi::lua_pushvalue(state, 1);
         ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, face::ENVIRONMENT.as_ptr());
         1

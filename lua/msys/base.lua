@@ -25,6 +25,7 @@ jit.off(true, true)
 ---@class msys.base
 ---@field msys? table  what stands for `msys` and `thread` in a worker until they are loaded
 ---@field thread? table
+---@field environment? table  of our modules in a worker: to others it is the globals
 local base = {
   --- Who waits, by ticket.
   ---@type table<integer, any>

@@ -66,7 +66,8 @@ local function require_inside(name)
 end
 
 local function open_all()
-  pristine().require = require_inside
+  base.environment = pristine()
+  base.environment.require = require_inside
   openers.msys "msys"
   openers.thread "thread"
   local module = boot.require "msys.worker"

@@ -4,6 +4,7 @@
 --- Which globals a function names is found in its bytecode:
 --- `src/usage.rs`.
 
+local base = require "msys.base"
 local native = require "msys.native"
 local refusal = require "msys.refusal"
 
@@ -176,7 +177,7 @@ function environment.builtin()
 end
 
 function refusal.is_globals(env)
-  return env == globals or known[env] ~= nil or getmetatable(env) == behind
+  return env == globals or env == base.environment or known[env] ~= nil or getmetatable(env) == behind
 end
 
 native.set_environment(
