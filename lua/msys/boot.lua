@@ -18,6 +18,8 @@ local loaded = package.loaded
 jit.off(true, true)
 
 local globals = loaded._G
+--- The kind of event with which a worker is to end, as in src/host/jobs.rs.
+local END = 5
 
 local boot = {
   --- What other VMs have under these names: triples of object, module, field.
@@ -227,10 +229,11 @@ local function install()
 end
 
 --- Hands over to the scheduler, which has finalizers run again where an error of one does no harm.
-local function go_on(session, ...)
+local function go_on(session, ok, kind, ...)
+  if ok and kind == END then return end
   collectgarbage "stop"
   sethook()
-  return load_all().serve(session, ...)
+  return load_all().serve(session, ok, kind, ...)
 end
 
 --- A worker's life. With `turn`, it runs jobs with that until there is something for the scheduler; without, the pool
