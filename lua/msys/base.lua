@@ -41,6 +41,8 @@ local base = {
   --- Lua's own; jobs have others.
   co_resume = coroutine.resume,
   co_status = coroutine.status,
+  --- Plain `pairs` goes by metatables: the extensions of Lua 5.2.
+  has_pairs = not pcall(pairs, setmetatable({}, { __pairs = error })),
 }
 
 --- A failure inside a session, with the traceback of where it was raised.

@@ -219,8 +219,7 @@ local function install()
   replace("coroutine", "status", status)
   replace("coroutine", "wrap", wrap)
   replace("_G", "require", require_here)
-  -- A LuaJIT with the extensions of Lua 5.2 does so by itself.
-  if pcall(pairs, setmetatable({}, { __pairs = error })) then
+  if not base.has_pairs then
     jit.on(pairs_here)
     jit.on(ipairs_here)
     replace("_G", "pairs", pairs_here)

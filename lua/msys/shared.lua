@@ -237,9 +237,9 @@ end
 meta.__pairs, meta.__ipairs = shared.pairs, shared.ipairs
 
 --- Makes the plain `pairs` and `ipairs` go through shared tables, where a host's globals were asked for: a worker has
---- `msys.boot`'s. A LuaJIT with the extensions of Lua 5.2 does so by itself.
+--- `msys.boot`'s.
 function shared.install_iteration()
-  if native.is_worker or not pcall(pairs, setmetatable({}, { __pairs = error })) then return end
+  if native.is_worker or require("msys.base").has_pairs then return end
   local globals = package.loaded._G --[[@as table]]
   for _, name in ipairs { "pairs", "ipairs" } do
     globals[name] = shared[name]

@@ -9,15 +9,12 @@ local refusal = require "msys.refusal"
 local scheduler = require "msys.scheduler"
 local threadpool = require "msys.threadpool"
 
-local error, package, select, type, unpack = error, package, select, type, unpack
+local error, select, type, unpack = error, select, type, unpack
 local new_ticket, is_idle, current = scheduler.new_ticket, scheduler.is_idle, scheduler.current
 local native_submit, native_send = native.submit, native.send
-local ids = threadpool.ids
+local ids, follow_paths = threadpool.ids, threadpool.follow_paths
 -- The session's number, if it has to do with locks; 0 is none.
 local numbered = scheduler.owner
-
---- Where `require` looks, as Rust has been told.
-local path, cpath
 
 jit.off(true, true)
 
@@ -44,11 +41,6 @@ local OPTION_TYPES = {
   timeout = "number",
   cancel = "userdata",
 }
-
-local function follow_paths()
-  path, cpath = package.path, package.cpath
-  threadpool.follow_paths()
-end
 
 --- What a job is made of, by the names that errors give it.
 local function roots_of(closure, completion, ...)
@@ -206,7 +198,7 @@ submit.check_options = check_options
 --- Runs a job as `options` say, with the arguments behind.
 ---@async
 local function run(flags, given, pool, closure, async, completion, mode, name, limits, ...)
-  threadpool.follow_paths()
+  follow_paths()
   local ticket = new_ticket()
   local how, in_pool = SYNC, nil
   if completion and mode == SCHED then
@@ -253,7 +245,7 @@ submit.run = run
 --- full.
 ---@async
 function submit.keep(given, pool, closure, name, ...)
-  threadpool.follow_paths()
+  follow_paths()
   local fut, reason, text = send(environment.flags, pool, KEPT, 0, name, nil, closure, nil, ...)
   if fut then return nil, fut end
   if reason ~= "shutdown" then return text, nil, reason == "backlog" end
@@ -287,7 +279,7 @@ end
 function submit.runInPool(pool, closure, third, mode)
   local id = ids[pool] or threadpool.resolve(pool)
   if not id then error("msys.runInPool: " .. threadpool.unknown(pool), 2) end
-  if path ~= package.path or cpath ~= package.cpath then follow_paths() end
+  follow_paths()
   -- What is out of the ordinary is done below.
   local session = current()
   local sent, reason, value = native_send(

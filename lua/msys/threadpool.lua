@@ -23,10 +23,11 @@ local Pool = {}
 threadpool.ids = setmetatable({}, { __mode = "k" })
 
 local path, cpath
+local is_worker = native.is_worker
 
 --- Tells Rust where this host's `require` looks, when that has changed. A worker looks where the host of its job does.
 function threadpool.follow_paths()
-  if (path ~= package.path or cpath ~= package.cpath) and not native.is_worker then
+  if not is_worker and (path ~= package.path or cpath ~= package.cpath) then
     path, cpath = package.path, package.cpath
     native.set_paths(path, cpath)
   end

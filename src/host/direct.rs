@@ -8,8 +8,8 @@
 use std::ffi::{CStr, c_int};
 
 use super::{
-    jobs::{Opened, encode_outcome, end_hook, event, forget_origin, give, kind, open_job, refused, slot_at},
-    stops::{calm, enter_job},
+    jobs::{Opened, encode_outcome, end_hook, end_job, event, give, kind, open_job, refused, slot_at},
+    stops::enter_job,
     vm,
 };
 use crate::{
@@ -51,14 +51,16 @@ const LAST: c_int = TLS;
 const ROOM: c_int = 20;
 
 /// `turn(block, most, session, thread, waiting, main_tls, xpcall, failure, jobs, wait)` → as `next`; or a kind and:
-/// ran (how many events) · opened (slot, closure, completion, args…), a job whose completion runs here · yielded (ticket
-/// or nil, slot or nil, what the coroutine yielded…), ended (ticket or nil, slot or nil, ok, values…), refused (nil, slot, a reason, a value, why, ok,
-/// values…) or broken (ticket or nil, slot or nil, false, error), the rest of which is the scheduler's · resumed (session, as `coroutine.resume` gives
-/// it…), a session that has not just come to its next wait
+/// - ran (how many events)
+/// - opened (slot, closure, completion, args…): a job whose completion runs here
+/// - yielded (ticket or nil, slot or nil, what the coroutine yielded…), ended (ticket or nil, slot or nil, ok, values…),
+///   refused (nil, slot, a reason, a value, why, ok, values…) or broken (ticket or nil, slot or nil, false, error): the
+///   rest of that is the scheduler's
+/// - resumed (session, as `coroutine.resume` gives it…): a session that has not just come to its next wait
 ///
-/// `waiting` has what waits, by ticket; `main_tls` is what the global `_TLS` is outside of sessions, or nil where there is no such global. The coroutine runs
-/// `xpcall(function, failure, …)`, which sees where an error was raised; `jobs` has the sessions of jobs, by slot; a session that waits yields
-/// `wait`.
+/// `waiting` has what waits, by ticket; `main_tls` is what the global `_TLS` is outside of sessions, or nil where there
+/// is no such global. The coroutine runs `xpcall(function, failure, …)`, which sees where an error was raised; `jobs`
+/// has the sessions of jobs, by slot; a session that waits yields `wait`.
 pub(super) unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours; as `next`.
     unsafe {
@@ -562,11 +564,7 @@ unsafe fn finish(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: u
                 return Some(ffi::lua_gettop(state) - top);
             }
         }
-        calm(state, vm);
-        // Packing may have run code, too.
-        end_hook(state);
-        forget_origin(state, vm, slot);
-        vm.end(slot, true);
+        end_job(state, vm, slot, true);
         None
     }
 }

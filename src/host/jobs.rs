@@ -717,16 +717,27 @@ unsafe extern "C-unwind" fn finish(state: *mut lua_State) -> c_int {
                 return 1;
             }
         }
-        // What the session's coroutine runs next has nothing to do with this job's environment, nor with its hook.
+        // What the session's coroutine runs next has nothing to do with this job's environment.
         vm.functions.reset_environment(state);
-        calm(state, vm);
-        end_hook(state);
-        forget_origin(state, vm, slot);
-        vm.end(slot, ok);
+        end_job(state, vm, slot, ok);
         ffi::lua_pushboolean(state, 1);
         ffi::lua_pushboolean(state, c_int::from(vm.memory.as_ref().is_some_and(|memory| memory.is_pressed())));
         2
     }
+}
+
+/// Ends the job in `slot`, whose message is the outcome: its stop, its hook and what it came in are over.
+///
+/// # Safety
+/// In a C function of ours, with two free slots.
+pub(super) unsafe fn end_job(state: *mut lua_State, vm: &Vm, slot: usize, ok: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        calm(state, vm);
+        end_hook(state);
+        forget_origin(state, vm, slot);
+    }
+    vm.end(slot, ok);
 }
 
 /// Takes away a debug hook that a job has left.
@@ -757,7 +768,7 @@ unsafe extern "C-unwind" fn unhook(state: *mut lua_State) -> c_int {
 ///
 /// # Safety
 /// In a C function of ours, with two free slots.
-pub(super) unsafe fn forget_origin(state: *mut lua_State, vm: &Vm, slot: usize) {
+unsafe fn forget_origin(state: *mut lua_State, vm: &Vm, slot: usize) {
     if vm.forget_origin(slot) {
         // SAFETY: the place in the table has been used, so nothing is allocated.
         unsafe {

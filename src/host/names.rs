@@ -110,12 +110,23 @@ static GIVEN: [OnceLock<(Vec<u8>, Vec<u8>)>; 2] = [const { OnceLock::new() }; 2]
 /// Registry name of a list of Lua's own functions, in the order of the names that `msys.names` has asked for.
 const ORIGINALS: &CStr = c"msys.originals";
 
+/// The names of Lua's own functions: library, field and place in the list, from 1; none where nobody has asked yet.
+fn fresh() -> impl Iterator<Item = (&'static [u8], &'static [u8], c_int)> {
+    let names = GIVEN[0].get().map_or(&[][..], |(_, names)| names);
+    names.split(|byte| *byte == b'\n').zip(1..).filter_map(|(name, place)| {
+        let dot = name.iter().rposition(|byte| *byte == b'.')?;
+        Some((&name[..dot], &name[dot + 1..], place))
+    })
+}
+
 /// See `host::note_originals`.
 ///
 /// # Safety
 /// In protected mode, with six free slots.
 pub(super) unsafe fn note_originals(state: *mut lua_State) {
-    let Some((_, names)) = GIVEN[0].get() else { return };
+    if GIVEN[0].get().is_none() {
+        return;
+    }
     // SAFETY: tables are asked for fields.
     unsafe {
         let top = ffi::lua_gettop(state);
@@ -123,9 +134,7 @@ pub(super) unsafe fn note_originals(state: *mut lua_State) {
         ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
         ffi::lua_pushnil(state);
         let mut last: &[u8] = b"";
-        for (name, place) in names.split(|byte| *byte == b'\n').zip(1..) {
-            let Some(dot) = name.iter().rposition(|byte| *byte == b'.') else { continue };
-            let (library, field) = (&name[..dot], &name[dot + 1..]);
+        for (library, field, place) in fresh() {
             if library != last {
                 last = library;
                 ffi::lua_settop(state, top + 2);
@@ -157,11 +166,8 @@ pub(super) unsafe fn push_pristine(state: *mut lua_State) {
         ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
         ffi::lua_pushvalue(state, ffi::LUA_GLOBALSINDEX);
         set_behind(state, all);
-        let names = GIVEN[0].get().map_or(&[][..], |(_, names)| names);
         let mut last: &[u8] = b"";
-        for (name, place) in names.split(|byte| *byte == b'\n').zip(1..) {
-            let Some(dot) = name.iter().rposition(|byte| *byte == b'.') else { continue };
-            let (library, field) = (&name[..dot], &name[dot + 1..]);
+        for (library, field, place) in fresh() {
             // What is set in `package` is for all; and that one's functions are not called.
             if library == b"package" || library.contains(&b'.') || ffi::lua_type(state, originals) != ffi::LUA_TTABLE {
                 continue;
