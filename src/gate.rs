@@ -6,7 +6,8 @@
 //! to; but while a worker runs Lua it may hold those of C libraries: LuaJIT throws to end the recording of a trace, and
 //! libgcc then holds a lock that the child's first throw waits for. So a fork first waits until no worker runs Lua:
 //!
-//! 1. *Fork*: set `FORKING`; wait until no seat says `inside`, at most for [`PATIENCE`].
+//! 1. *Fork*: set `FORKING`; wait until no seat says `inside`, at most for [`PATIENCE`]; then for those that have not
+//!    been given time on a core to come out, at most for [`LAST`].
 //! 2. *Worker*, before it returns to Lua: set its `inside`; if `FORKING`, clear it, wait until the fork is over, begin
 //!    again.
 //! 3. *After the fork*: clear `FORKING`, wake who waits.
@@ -16,14 +17,24 @@
 //! program with threads has.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use crate::sync::{Condvar, Mutex};
+use crate::{
+    job::Station,
+    sync::{Condvar, Mutex},
+};
 
 /// The longest that a fork waits for workers to come out of Lua.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// And for those which the system lets wait, while other processes run.
+const LAST: Duration = Duration::from_secs(1);
+/// With so much time on a core a worker comes out, unless its job is a long one.
+const ENOUGH: Duration = Duration::from_millis(10);
 
 static FORKING: AtomicBool = AtomicBool::new(false);
 static OVER: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
@@ -67,11 +78,19 @@ fn wait_until_over() {
 }
 
 /// Step 1.
-pub(crate) fn close(anyone_inside: impl Fn() -> bool) {
+pub(crate) fn close(anyone_inside: impl Fn() -> bool, inside: impl Fn() -> Vec<Arc<Station>>) {
     FORKING.store(true, Ordering::SeqCst);
-    let deadline = Instant::now() + PATIENCE;
-    while anyone_inside() && Instant::now() < deadline {
+    let began = Instant::now();
+    while anyone_inside() && began.elapsed() < PATIENCE {
         std::thread::yield_now();
+    }
+    let mut waited_for: Vec<_> = inside().into_iter().map(|station| (station.time_used(), station)).collect();
+    while !waited_for.is_empty() && began.elapsed() < LAST {
+        waited_for.retain(|(before, station)| {
+            let used = station.time_used().zip(*before).map(|(now, before)| now.saturating_sub(before));
+            station.inside.is_inside() && used.is_some_and(|used| used < ENOUGH) && !station.sleeps()
+        });
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

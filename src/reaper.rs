@@ -285,27 +285,6 @@ fn run() {
     }
 }
 
-/// How much time on a core a thread has used.
-fn time_used(station: &Station) -> Option<Duration> {
-    // The system's name for the clock of a thread, by its number: also of one that has just ended.
-    let clock = (!station.tid() << 3) | 6;
-    // SAFETY: the time is ours.
-    unsafe {
-        let mut time: libc::timespec = std::mem::zeroed();
-        if libc::clock_gettime(clock, &raw mut time) != 0 {
-            return None;
-        }
-        Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
-    }
-}
-
-/// Whether the system says that the thread sleeps, in a call that has not returned.
-fn sleeps(station: &Station) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", station.tid())).unwrap_or_default();
-    // Behind the name, which is in brackets and may contain some.
-    matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('S' | 'D'))
-}
-
 impl Stopping {
     fn is_over(&self) -> bool {
         match &self.target {
@@ -344,9 +323,9 @@ impl Stopping {
         let answers = self.station.answers.load(Ordering::Acquire);
         let is_fresh = answers != self.answered;
         self.answered = answers;
-        let used = time_used(&self.station).unwrap_or_default();
+        let used = self.station.time_used().unwrap_or_default();
         let began = *self.used.get_or_insert(used);
-        let is_stuck = since >= PATIENCE && (used.saturating_sub(began) >= ENOUGH || sleeps(&self.station)) || since >= LAST;
+        let is_stuck = since >= PATIENCE && (used.saturating_sub(began) >= ENOUGH || self.station.sleeps()) || since >= LAST;
         let Some(means) = MEANS.get() else { return false };
         if !*areas_known {
             *areas_known = true;

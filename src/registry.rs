@@ -206,7 +206,11 @@ type Held = (MutexGuard<'static, Option<Table>>, RwLockWriteGuard<'static, code:
 
 extern "C" fn before_fork() {
     let shared = SHARED.lock();
-    gate::close(|| shared.as_ref().is_some_and(|table| table.pools.iter().any(|pool| pool.has_worker_inside())));
+    let pools = shared.as_ref().map_or(&[][..], |table| &table.pools);
+    gate::close(
+        || pools.iter().any(|pool| pool.has_worker_inside()),
+        || pools.iter().flat_map(|pool| pool.inside()).collect(),
+    );
     HELD.set(Some((shared, code::lock(), handles::order())));
 }
 

@@ -18,7 +18,7 @@
 use std::time::Duration;
 
 #[cfg(not(loom))]
-use std::sync::{OnceLock, atomic::AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 
 use crate::sync::{
     atomic::{AtomicU32, Ordering},
@@ -49,8 +49,16 @@ pub fn died_awake() {
 /// thread that it spins for; as it does where there is but one core.
 #[cfg(not(loom))]
 pub fn core_is_free() -> bool {
-    static CORES: OnceLock<usize> = OnceLock::new();
-    let cores = *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from));
+    // No lock, which another thread could have at a fork: whoever comes first asks, and perhaps another too.
+    static CORES: AtomicUsize = AtomicUsize::new(0);
+    let cores = match CORES.load(Ordering::Relaxed) {
+        0 => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            CORES.store(cores, Ordering::Relaxed);
+            cores
+        }
+        cores => cores,
+    };
     cores > 1 && AWAKE.load(Ordering::Relaxed) <= cores
 }
 

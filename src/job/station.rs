@@ -10,6 +10,7 @@ use std::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use super::{Control, Inbox, Keeper, Kind, Stop, new_job};
@@ -122,6 +123,27 @@ impl Station {
     /// The number by which the system knows the thread; 0 before it has begun.
     pub fn tid(&self) -> i32 {
         self.tid.load(Ordering::Acquire)
+    }
+
+    /// How much time on a core its thread has used.
+    pub fn time_used(&self) -> Option<Duration> {
+        // The system's name for the clock of a thread, by its number: also of one that has just ended.
+        let clock = (!self.tid() << 3) | 6;
+        // SAFETY: the time is ours.
+        unsafe {
+            let mut time: libc::timespec = std::mem::zeroed();
+            if libc::clock_gettime(clock, &raw mut time) != 0 {
+                return None;
+            }
+            Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
+        }
+    }
+
+    /// Whether the system says that its thread sleeps, in a call that has not returned.
+    pub fn sleeps(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.tid())).unwrap_or_default();
+        // Behind the name, which is in brackets and may contain some.
+        matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('S' | 'D'))
     }
 
     /// Who has its pool.
