@@ -263,10 +263,11 @@ local function check(seed)
   assert.same({}, errors)
   -- The workers' VMs are closed now or soon, and ours keeps nothing.
   local now
-  helper.eventually(function()
+  local ok, err = pcall(helper.eventually, function()
     now = alive()
     return now <= before
   end)
+  if not ok then error(("%d objects are left of %d: %s"):format(now, before, err)) end
   -- Fewer are no proof: what other specs have left in workers was collected meanwhile.
   if now < before then return check(seed) end
 end

@@ -248,6 +248,13 @@ impl Pool {
         self.seats.read().iter().flatten().any(|seat| seat.station.inside.is_inside())
     }
 
+    /// The workers that run Lua.
+    pub fn inside(&self) -> Vec<Arc<Station>> {
+        let seats = self.seats.read();
+        let inside = seats.iter().flatten().filter(|seat| seat.station.inside.is_inside());
+        inside.map(|seat| Arc::clone(&seat.station)).collect()
+    }
+
     /// Whether it accepts jobs.
     pub fn is_running(&self) -> bool {
         self.state.load(Ordering::Acquire) == RUNNING
@@ -390,8 +397,10 @@ impl Pool {
         self.state.fetch_max(DRAINING, Ordering::AcqRel);
         if drop_queued {
             self.dropping.store(true, Ordering::Release);
-            self.stop_jobs();
             let text = Error::PoolShutDown(self.config.name.to_string()).to_string();
+            // Before, so that a worker which has stopped its job begins none of them; after, for what that job has sent.
+            self.fail_queued("shutdown", &text, &text);
+            self.stop_jobs();
             self.fail_queued("shutdown", &text, &text);
         }
         self.release_waiters(usize::MAX);
