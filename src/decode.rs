@@ -143,10 +143,51 @@ pub enum Raised {
     Hook,
 }
 
+/// So many values are pushed without a protected call.
+pub const PLAIN: usize = 4;
+
+/// Pushes the values of `message`, if they are few, and none of them can raise: no strings, no objects.
+///
+/// # Safety
+/// `state` has [`PLAIN`] free slots.
+unsafe fn plain(state: *mut lua_State, message: &Message) -> Option<c_int> {
+    let (head, rest) = message.bytes.split_first_chunk()?;
+    if *head != wire::HEAD {
+        return None;
+    }
+    let mut reader = Reader::new(rest);
+    let count = usize::from(reader.u8().ok()?);
+    if count > PLAIN {
+        return None;
+    }
+    // SAFETY: as many pushes as there is room for, or none.
+    unsafe {
+        let top = ffi::lua_gettop(state);
+        let mut push = || -> Result<(), Malformed> {
+            for _ in 0..count {
+                match reader.u8()? {
+                    tag::NIL => ffi::lua_pushnil(state),
+                    tag::FALSE => ffi::lua_pushboolean(state, 0),
+                    tag::TRUE => ffi::lua_pushboolean(state, 1),
+                    tag::NUMBER => ffi::lua_pushnumber(state, reader.f64()?),
+                    tag::INT => ffi::lua_pushnumber(state, reader.int()?),
+                    _ => return Err(Malformed),
+                }
+            }
+            if reader.remaining() == 0 { Ok(()) } else { Err(Malformed) }
+        };
+        if push().is_err() {
+            ffi::lua_settop(state, top);
+            return None;
+        }
+    }
+    Some(count as c_int)
+}
+
 /// Pushes the values of `message`; gives their number, or an error with its value on top of the stack.
 ///
 /// # Safety
-/// `state` is the VM of `functions`, on this thread, with two free slots; `inner` is the stack index of [`inner`] as a
+/// `state` is the VM of `functions`, on this thread, with [`PLAIN`] free slots; `inner` is the stack index of [`inner`] as a
 /// C function.
 pub unsafe fn decode(
     state: *mut lua_State,
@@ -157,6 +198,10 @@ pub unsafe fn decode(
     scratch: &mut Scratch,
     role: Role<'_>,
 ) -> Result<c_int, Raised> {
+    // SAFETY: the caller's promise.
+    if let Some(count) = unsafe { plain(state, message) } {
+        return Ok(count);
+    }
     scratch.deferred.clear();
     scratch.cells.clear();
     scratch.shapes.clear();

@@ -85,6 +85,7 @@ pub struct Functions {
     /// Registry reference of a table with weak values, and what is known of codes as they lie in memory: see
     /// [`Functions::known_code`].
     witnesses: c_int,
+    witness_table: *const layout::Table,
     codes: RefCell<FxHashMap<usize, (Arc<Code>, c_int)>>,
     /// Tables and functions may be read as they lie in memory.
     pub direct: bool,
@@ -134,6 +135,7 @@ impl Functions {
             push_bytes(state, b"v");
             ffi::lua_setfield(state, -2, c"__mode".as_ptr());
             ffi::lua_setmetatable(state, -2);
+            let witness_table = ffi::lua_topointer(state, -1).cast();
             let witnesses = ffi::luaL_ref(state, ffi::LUA_REGISTRYINDEX);
             let direct = layout::verify(state);
             ffi::lua_createtable(state, 0, 0);
@@ -142,6 +144,7 @@ impl Functions {
                 constructors,
                 constructor_count: Cell::new(0),
                 witnesses,
+                witness_table,
                 codes: RefCell::default(),
                 direct,
                 kept,
@@ -428,23 +431,23 @@ impl Functions {
     /// next witness.
     ///
     /// # Safety
-    /// As `push_closure`, a Lua function at `at`.
+    /// As `push_closure`, with a live Lua function.
     #[inline]
-    pub unsafe fn known_code(&self, state: *mut lua_State, at: c_int) -> Option<Arc<Code>> {
-        if !self.direct {
-            return None;
-        }
-        // SAFETY: a Lua function, whose layout was found to be as expected; what is pushed is taken off.
-        unsafe {
-            let address = layout::code_of(ffi::lua_topointer(state, at));
-            let codes = self.codes.borrow();
-            let (code, place) = codes.get(&address)?;
-            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.witnesses);
-            ffi::lua_rawgeti_(state, -1, *place);
-            let is_there = ffi::lua_type(state, -1) == ffi::LUA_TFUNCTION;
-            ffi::lua_settop(state, -3);
-            is_there.then(|| Arc::clone(code))
-        }
+    pub unsafe fn known_code(&self, state: *mut lua_State, function: &layout::Closure) -> Option<Arc<Code>> {
+        let codes = self.codes.borrow();
+        let (code, place) = codes.get(&function.code)?;
+        // SAFETY: the table is there as long as the VM is; what is pushed is taken off.
+        let is_there = unsafe {
+            !(*self.witness_table).item(*place as usize).is_nil() || {
+                // It may stand in the table's other part.
+                ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.witnesses);
+                ffi::lua_rawgeti_(state, -1, *place);
+                let is_there = ffi::lua_type(state, -1) == ffi::LUA_TFUNCTION;
+                ffi::lua_settop(state, -3);
+                is_there
+            }
+        };
+        is_there.then(|| Arc::clone(code))
     }
 
     /// Makes the Lua function at `at` the witness of its code. May raise.
@@ -457,7 +460,7 @@ impl Functions {
         }
         // SAFETY: as above. No borrow is held where memory may run out.
         unsafe {
-            let address = layout::code_of(ffi::lua_topointer(state, at));
+            let address = layout::closure_at(state, at).code;
             let known = self.codes.borrow().get(&address).map(|(_, place)| *place);
             let place = known.unwrap_or_else(|| {
                 let mut codes = self.codes.borrow_mut();

@@ -11,7 +11,8 @@
 //! string  = next:8 marks:4 id:4 hash:4 length:4 bytes
 //! table   = next:8 marks:4 -:4 items:8 list:8 metatable:8 nodes:8 item_count:4 node_mask:4 free:8 [items]
 //! node    = value:8 key:8 next:8
-//! Lua function = next:8 marks:4 -:4 environment:8 list:8 code:8
+//! Lua function = next:8 marks:4 -:4 environment:8 list:8 code:8 [cells]
+//! cell    = next:8 marks:4 -:4 [value] -:8 value:8
 //! ```
 //!
 //! **What may be read when.** A table that the stack holds, at any time. A table or string that was found in one, until
@@ -23,7 +24,7 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::luajit::{ffi, lua_State, push_bytes, string_at};
+use crate::luajit::{ffi, lua_State, lua_upvalueid, push_bytes, string_at};
 
 const POINTER: u64 = (1 << 47) - 1;
 
@@ -336,34 +337,106 @@ unsafe fn heads_fit(state: *mut lua_State) -> bool {
     }
 }
 
-/// The code of a Lua function, which all closures of one prototype have in common, and no others as long as one of them
-/// is alive.
+/// The head of a Lua function; its cells stand behind.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Closure {
+    _next: u64,
+    marks: [u8; 4],
+    environment: *const c_void,
+    _list: u64,
+    /// Its code, which all closures of one prototype have in common, and no others as long as one of them is alive.
+    pub code: usize,
+}
+
+/// A cell: an upvalue's value, or where on a stack that is.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Cell {
+    _next: u64,
+    _marks: [u8; 4],
+    own: [Slot; 2],
+    value: *const Slot,
+}
+
+impl Closure {
+    /// Its environment.
+    #[inline(always)]
+    pub fn environment(&self) -> *const c_void {
+        self.environment
+    }
+
+    /// The values of its upvalues.
+    ///
+    /// # Safety
+    /// The function is alive; nothing runs that may assign them while they are used.
+    #[inline(always)]
+    pub unsafe fn upvalues(&self) -> impl ExactSizeIterator<Item = Slot> {
+        // SAFETY: the caller's promise; a cell says where its value is.
+        unsafe { self.cells() }.iter().map(|cell| unsafe { *(**cell).value })
+    }
+
+    /// # Safety
+    /// The function is alive.
+    #[inline(always)]
+    unsafe fn cells(&self) -> &[*const Cell] {
+        let [.., count] = self.marks;
+        // SAFETY: as many as the head says stand behind it.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).add(1).cast(), usize::from(count)) }
+    }
+}
+
+/// A Lua function at a stack index.
 ///
 /// # Safety
 /// A Lua function that is alive, where [`verify`] has found that it may be read.
-#[inline]
-pub unsafe fn code_of(function: *const c_void) -> usize {
+#[inline(always)]
+pub unsafe fn closure_at<'a>(state: *mut lua_State, at: c_int) -> &'a Closure {
     // SAFETY: the caller's promise.
-    unsafe { function.cast::<usize>().add(4).read() }
+    unsafe { &*ffi::lua_topointer(state, at).cast() }
 }
 
-/// Compares closures of known prototypes: two of one, two of others.
+/// Compares closures of known prototypes: two of one, two of others; and the cells of two. Nothing is followed that has
+/// not been found to be right.
 ///
 /// # Safety
 /// As [`verify`].
 unsafe fn functions_fit(state: *mut lua_State) -> bool {
-    const SOURCE: &[u8] = b"local function make(x) return function() return x end end \
-        return make(1), make(2), make, function() return make end";
-    // SAFETY: four functions on the stack; each has a head of 40 bytes or more on 64 bits.
+    const SOURCE: &[u8] = b"local other; local function make(x) return function() return x end end \
+        return make(1), make(2), make, function() return make end, function() return make, other end";
+    const MANY: c_int = 5;
+    // SAFETY: functions on the stack; each has a head of 40 bytes or more on 64 bits, and a cell has 48.
     unsafe {
         let top = ffi::lua_gettop(state);
         if ffi::luaL_loadbuffer(state, SOURCE.as_ptr().cast(), SOURCE.len(), c"=msys".as_ptr()) != ffi::LUA_OK {
             return false;
         }
-        ffi::lua_call(state, 0, 4);
-        let code = |place: c_int| code_of(ffi::lua_topointer(state, top + place));
-        let all = [code(1), code(3), code(4)];
-        code(1) == code(2) && all[0] != all[1] && all[1] != all[2] && all[0] != all[2] && !all.contains(&0)
+        ffi::lua_call(state, 0, MANY);
+        let closure = |place: c_int| closure_at(state, top + place);
+        let codes = [1, 3, 4, 5].map(|place| closure(place).code);
+        let differ = codes.iter().enumerate().all(|(place, code)| *code != 0 && !codes[..place].contains(code));
+        ffi::lua_getfenv(state, top + 1);
+        let environment = ffi::lua_topointer(state, -1);
+        ffi::lua_settop(state, -2);
+        let fits = (1..=MANY).all(|place| {
+            let closure = closure(place);
+            let count = (1..).take_while(|at| !ffi::lua_getupvalue(state, top + place, *at).is_null()).count();
+            ffi::lua_settop(state, top + MANY);
+            closure.environment == environment
+                && usize::from(closure.marks[3]) == count
+                && closure.cells().iter().zip(1..).all(|(cell, at)| {
+                    let id = lua_upvalueid(state, top + place, at).cast_const();
+                    cell.cast::<c_void>() == id && (**cell).value == &raw const (**cell).own[0]
+                })
+        });
+        let value = |place: c_int| closure(place).upvalues().next().map(Slot::value);
+        differ
+            && codes[0] == closure(2).code
+            && fits
+            && matches!(value(1), Some(Value::Number(1.0)))
+            && matches!(value(2), Some(Value::Number(2.0)))
+            && matches!(value(4), Some(Value::Other))
+            && value(3).is_none()
     }
 }
 

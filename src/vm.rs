@@ -1063,6 +1063,14 @@ impl Vm {
         Some((std::mem::take(&mut running.job.value.message), running.origin.take()))
     }
 
+    /// Lets `write` make the outcome of the job in `slot`, if that was sent nothing which its outcome may speak of; `write`
+    /// runs no Lua. Whether there is an outcome now.
+    pub fn write_outcome(&self, slot: usize, write: impl FnOnce(&mut Message) -> Option<()>) -> bool {
+        let mut running = self.running.borrow_mut();
+        let Some(Some(running)) = running.get_mut(slot) else { return false };
+        running.origin.is_none() && write(&mut running.job.value.message).is_some()
+    }
+
     /// Which module paths the submitter of the job in `slot` has.
     pub fn paths_of(&self, slot: usize) -> Option<u32> {
         self.running.borrow().get(slot)?.as_ref().map(|running| running.job.value.paths)

@@ -218,6 +218,33 @@ pub fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
+/// Appends a number with its tag.
+#[inline]
+pub fn put_number(out: &mut Vec<u8>, number: f64) {
+    let whole = number as i32;
+    // Bit by bit: -0 is not the 0 that an integer would give back.
+    if f64::from(whole).to_bits() == number.to_bits() {
+        let [a, b, c, d] = whole.to_le_bytes();
+        out.extend_from_slice(&[tag::INT, a, b, c, d]);
+    } else {
+        let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
+        out.extend_from_slice(&[tag::NUMBER, a, b, c, d, e, f, g, h]);
+    }
+}
+
+/// Appends a string with its tag.
+#[inline]
+pub fn put_text(out: &mut Vec<u8>, bytes: &[u8]) {
+    match u8::try_from(bytes.len()) {
+        Ok(len) => out.extend_from_slice(&[tag::STR8, len]),
+        Err(_) => {
+            out.push(tag::STR32);
+            out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+        }
+    }
+    out.extend_from_slice(bytes);
+}
+
 /// Appends a byte string behind its varint length.
 #[inline]
 pub fn put_string(out: &mut Vec<u8>, bytes: &[u8]) {

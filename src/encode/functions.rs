@@ -9,6 +9,7 @@ use super::{Encoder, Purpose, Refusal, SeenCell, Step};
 use crate::{
     code::{self, Code},
     functions::write_dump,
+    layout,
     luajit::{ffi, lua_upvalueid, push_bytes},
     usage::Usage,
     wire::{flag, put_varint, tag},
@@ -147,7 +148,12 @@ impl Encoder<'_> {
     unsafe fn code(&mut self, at: c_int) -> Step<usize> {
         // SAFETY: a Lua function; the buffers belong to `encode`'s caller, as does the list of codes.
         unsafe {
-            match self.functions.known_code(self.state, at) {
+            let known = if self.functions.direct {
+                self.functions.known_code(self.state, layout::closure_at(self.state, at))
+            } else {
+                None
+            };
+            match known {
                 Some(code) => self.message.codes.push(code),
                 None => {
                     let code = self.dump(at)?;

@@ -7,6 +7,7 @@
 mod extras;
 mod functions;
 mod objects;
+mod plain;
 mod shapes;
 mod tree;
 mod values;
@@ -23,6 +24,7 @@ use crate::{
     wire::{self, MAX_DEPTH, Message, flag, put_varint, tag},
 };
 
+pub(crate) use plain::write as write_plain;
 use values::Metatable;
 
 /// Why a message could not be made.
@@ -218,8 +220,8 @@ type Step<T = ()> = Result<T, Stop>;
 /// On a refusal, the one value left is what was refused, or LuaJIT's error; nil for the other reasons.
 ///
 /// # Safety
-/// `state` is the VM of `functions`, on this thread; the values are on the stack, with two more slots free; `inner` is
-/// the stack index of [`inner`] as a C function.
+/// `state` is the VM of `functions`, on this thread; the values are on the stack, with one more slot free; `inner` is the
+/// stack index of [`inner`] as a C function.
 pub unsafe fn encode(
     state: *mut lua_State,
     inner: c_int,
@@ -230,6 +232,21 @@ pub unsafe fn encode(
     scratch: &mut Scratch,
 ) -> Result<(), Refusal> {
     scratch.left_out.clear();
+    let beside = match request.purpose {
+        Purpose::Outcome(Some(_)) => 2,
+        _ => 0,
+    };
+    let is_changed = matches!(request.purpose, Purpose::Outcome(Some(Back { changes: 1.., .. })));
+    // SAFETY: the values are there; they are taken off for a nil.
+    unsafe {
+        let last = ffi::lua_gettop(state) - beside;
+        let first = last + 1 - request.count;
+        if !is_changed && plain::write(state, (first, last), &request, functions, message).is_some() {
+            ffi::lua_settop(state, first - 1);
+            ffi::lua_pushnil(state);
+            return Ok(());
+        }
+    }
     let mut encoder = Encoder {
         state,
         functions,
@@ -262,9 +279,10 @@ pub unsafe fn encode(
         refusal: None,
     };
     encoder.holding = encoder.scratch.held_last;
-    let count = request.count + if matches!(request.purpose, Purpose::Outcome(Some(_))) { 2 } else { 0 };
-    // SAFETY: pushes within the promised slots, neither of which allocates; the encoder outlives the protected call.
+    let count = request.count + beside;
+    // SAFETY: two pushes, for which there is room, and which do not allocate; the encoder outlives the protected call.
     let rc = unsafe {
+        ffi::lua_checkstack(state, 4);
         ffi::lua_pushvalue(state, inner);
         ffi::lua_insert(state, -count - 1);
         ffi::lua_pushlightuserdata(state, (&raw mut encoder).cast());

@@ -11,7 +11,7 @@ use crate::{
     lease::Lease,
     luajit::{self, ffi, push_bytes, string_at},
     usage,
-    wire::{Handle, LEND, MAX_DEPTH, flag, put_string, put_varint, tag},
+    wire::{Handle, LEND, MAX_DEPTH, flag, put_number, put_string, put_text, put_varint, tag},
 };
 
 /// More objects of the submitter's are looked up in a map, and not before those.
@@ -139,16 +139,7 @@ impl Encoder<'_> {
     /// Writes a number.
     #[inline]
     pub(super) fn number(&mut self, number: f64) {
-        let whole = number as i32;
-        let out = &mut self.message.bytes;
-        // Bit by bit: -0 is not the 0 that an integer would give back.
-        if f64::from(whole).to_bits() == number.to_bits() {
-            let [a, b, c, d] = whole.to_le_bytes();
-            out.extend_from_slice(&[tag::INT, a, b, c, d]);
-        } else {
-            let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
-            out.extend_from_slice(&[tag::NUMBER, a, b, c, d, e, f, g, h]);
-        }
+        put_number(&mut self.message.bytes, number);
     }
 
     #[inline]
@@ -218,15 +209,7 @@ impl Encoder<'_> {
             self.overflows = true;
             return;
         }
-        let out = &mut self.message.bytes;
-        match u8::try_from(bytes.len()) {
-            Ok(len) => out.extend_from_slice(&[tag::STR8, len]),
-            Err(_) => {
-                out.push(tag::STR32);
-                out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-            }
-        }
-        out.extend_from_slice(bytes);
+        put_text(&mut self.message.bytes, bytes);
     }
 
     /// A table's key: a string is written once a message.

@@ -13,7 +13,7 @@ use super::{
     vm,
 };
 use crate::{
-    encode::{Purpose, Request},
+    encode::{self, Purpose, Request},
     job::{Kind, Mode},
     luajit::{ffi, lua_State, push_bytes},
     vm::{Next, Vm},
@@ -536,8 +536,11 @@ unsafe fn finish(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: u
     // SAFETY: the values are copied, so that they are there for another attempt.
     unsafe {
         let mode = vm.mode_of(slot)?;
-        if mode != Mode::Async {
-            let count = ffi::lua_gettop(thread);
+        let count = ffi::lua_gettop(thread);
+        let purpose = Purpose::Outcome(None);
+        let request = Request { count, limit: vm.message_limit(), scanned: false, purpose };
+        let write = |message: &mut _| encode::write_plain(thread, (1, count), &request, &vm.functions, message);
+        if mode != Mode::Async && !vm.write_outcome(slot, write) {
             if ffi::lua_checkstack(thread, count) == 0 || ffi::lua_checkstack(state, count + 4) == 0 {
                 return Some(hand_over(state, thread, ffi::LUA_OK, None, Some(slot)));
             }
@@ -546,8 +549,6 @@ unsafe fn finish(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: u
                 ffi::lua_pushvalue(thread, place);
             }
             ffi::lua_xmove(thread, state, count);
-            let purpose = Purpose::Outcome(None);
-            let request = Request { count, limit: vm.message_limit(), scanned: false, purpose };
             let (mut message, origin) = vm.take_message(slot)?;
             let encoded = encode_outcome(state, vm, slot, &mut message, origin.as_deref(), 0, request);
             vm.put_message(slot, message, origin);

@@ -103,7 +103,7 @@ pub(super) unsafe fn slot_at(state: *mut lua_State, at: c_int) -> Option<usize> 
 /// Encodes the topmost values into `message`; leaves what `encode` does.
 ///
 /// # Safety
-/// In a C function of ours with the values on top.
+/// In a C function of ours with the values on top, and a free slot.
 unsafe fn encode_top(
     state: *mut lua_State,
     vm: &Vm,
@@ -111,9 +111,8 @@ unsafe fn encode_top(
     request: Request<'_>,
 ) -> Result<(), Refusal> {
     let mut scratch = vm.take_scratch();
-    // SAFETY: the second upvalue is the inner function; a C function has the slots that `encode` needs once checked.
+    // SAFETY: the second upvalue is the inner function.
     let result = unsafe {
-        ffi::lua_checkstack(state, 4);
         let inner = ffi::lua_upvalueindex(ENCODE);
         encode::encode(state, inner, request, &vm.functions, HANDLES, message, &mut scratch.encode)
     };
@@ -124,7 +123,7 @@ unsafe fn encode_top(
 /// Pushes a message's values: their number, or the error on top.
 ///
 /// # Safety
-/// In a C function of ours.
+/// In a C function of ours, with [`decode::PLAIN`] free slots.
 pub(super) unsafe fn decode_onto(
     state: *mut lua_State,
     vm: &Vm,

@@ -1,0 +1,114 @@
+//! Messages of values that are no objects, but for a job's own closure: most of all messages.
+//!
+//! They need nothing that may raise, nor any account of what was met: so no protected call, and a tenth of the
+//! instructions. What else is met leaves all to the encoder.
+
+use std::{ffi::c_int, sync::Arc};
+
+use super::{Purpose, Request};
+use crate::{
+    code::Code,
+    functions::Functions,
+    layout::{self, Value},
+    luajit::{ffi, lua_State, string_at},
+    wire::{self, HEADER, LEND, Message, put_number, put_text, put_varint, tag},
+};
+
+/// With more values than these it is hardly one, and looking at each twice costs more.
+const MOST: c_int = 16;
+
+/// Writes the values of stack index `first` to `last`, if they make such a message; what is in the message is not
+/// specified where not.
+///
+/// # Safety
+/// As [`super::encode`]; `state` may be a coroutine of the VM.
+pub(crate) unsafe fn write(
+    state: *mut lua_State,
+    (first, last): (c_int, c_int),
+    request: &Request<'_>,
+    functions: &Functions,
+    message: &mut Message,
+) -> Option<()> {
+    if last - first >= MOST {
+        return None;
+    }
+    message.clear_values();
+    message.bytes.extend_from_slice(&wire::HEAD);
+    put_varint(&mut message.bytes, (last + 1 - first) as u64);
+    let mut code = None;
+    for at in first..=last {
+        // SAFETY: valid indices, and each arm calls what fits the type, none of which raises.
+        unsafe {
+            match ffi::lua_type(state, at) {
+                ffi::LUA_TNIL => message.bytes.push(tag::NIL),
+                ffi::LUA_TBOOLEAN => message.bytes.push(boolean(ffi::lua_toboolean(state, at) != 0)),
+                ffi::LUA_TNUMBER => put_number(&mut message.bytes, ffi::lua_tonumber(state, at)),
+                ffi::LUA_TSTRING => text(message, string_at(state, at))?,
+                ffi::LUA_TFUNCTION if at == first => code = Some(closure(state, at, request, functions, message)?),
+                _ => return None,
+            }
+        }
+    }
+    (message.bytes.len() <= request.limit).then(|| message.codes.extend(code))
+}
+
+fn boolean(yes: bool) -> u8 {
+    if yes { tag::TRUE } else { tag::FALSE }
+}
+
+/// A string that is neither lent nor one that was.
+fn text(message: &mut Message, bytes: &[u8]) -> Option<()> {
+    (bytes.len() < LEND).then(|| put_text(&mut message.bytes, bytes))
+}
+
+/// Writes the closure of a job, if its code was sent before, it needs nothing but its upvalues, and those are no objects;
+/// gives its code.
+///
+/// # Safety
+/// As [`write`], a function at `at`.
+unsafe fn closure(
+    state: *mut lua_State,
+    at: c_int,
+    request: &Request<'_>,
+    functions: &Functions,
+    message: &mut Message,
+) -> Option<Arc<Code>> {
+    let Purpose::Job { keep, capture, .. } = request.purpose else { return None };
+    // SAFETY: a Lua function is on the stack, and nothing runs meanwhile.
+    unsafe {
+        if !functions.direct || ffi::lua_iscfunction(state, at) != 0 {
+            return None;
+        }
+        let function = layout::closure_at(state, at);
+        // One in a module crosses by its name.
+        if function.environment() != functions.globals || functions.name_of(ffi::lua_topointer(state, at)).is_some() {
+            return None;
+        }
+        let code = functions.known_code(state, function)?;
+        let usage = code.usage();
+        let is_alone = !usage.reaches_globals
+            && !usage.assigns_globals
+            && !(capture && !(usage.globals.is_empty() && usage.fields.is_empty()))
+            && !(keep && (usage.assigns_upvalues || usage.shares_upvalues));
+        if !is_alone || !functions.seen(&code, request.scanned) {
+            return None;
+        }
+        let upvalues = function.upvalues();
+        message.bytes.extend_from_slice(&[tag::FUNC, 0, upvalues.len() as u8]);
+        for upvalue in upvalues {
+            message.bytes.push(tag::CELL);
+            match upvalue.value() {
+                Value::Nil => message.bytes.push(tag::NIL),
+                Value::Boolean(yes) => message.bytes.push(boolean(yes)),
+                Value::Number(number) => put_number(&mut message.bytes, number),
+                Value::String(string) => text(message, layout::bytes(string))?,
+                Value::Table(_) | Value::Other => return None,
+            }
+        }
+        // Of one object.
+        if let Some([.., objects, _, _, _]) = message.bytes.first_chunk_mut::<HEADER>() {
+            *objects = 1;
+        }
+        Some(code)
+    }
+}
