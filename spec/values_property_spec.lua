@@ -222,6 +222,63 @@ end
 
 setfenv(describe_graph, _G)
 
+--- Values that are no objects, at the borders of how they are written.
+local ATOMS = { false, true, 0, -0, 1, -1, 2 ^ 31 - 1, 2 ^ 31, -2 ^ 31, -2 ^ 31 - 1, 2 ^ 53 + 1, 0.1, 1 / 0, -1 / 0, 0 / 0 }
+for _, length in ipairs { 0, 1, 255, 256, 2 ^ 16 - 1, 2 ^ 16, 2 ^ 16 + 1 } do
+  ATOMS[#ATOMS + 1] = ("x\0"):rep(length):sub(1, length)
+end
+
+--- What a value that is no object is; differs for values that differ.
+local function atom_text(value)
+  if value == 0 then
+    return 1 / value > 0 and "0" or "-0"
+  elseif type(value) == "number" then
+    return ("%.17g"):format(value)
+  elseif type(value) == "string" then
+    return #value .. value:sub(-2)
+  end
+  return tostring(value)
+end
+
+--- Functions that give their upvalues, and what they are called with.
+local GIVERS = {
+  function()
+    return function(...)
+      return ...
+    end
+  end,
+  function(a)
+    return function(...)
+      return a, ...
+    end
+  end,
+  function(a, b, c, d, e)
+    return function(...)
+      return a, b, c, d, e, ...
+    end
+  end,
+  function(a, b)
+    return function(...)
+      a, b = b, a
+      return a, b, ...
+    end
+  end,
+  function(a, b)
+    return function(...)
+      return (function()
+        return a
+      end)(), b, ...
+    end
+  end,
+}
+for _, giver in ipairs(GIVERS) do
+  setfenv(giver, _G)
+end
+
+local function pack(...)
+  return { n = select("#", ...), ... }
+end
+
 local first_seed = tonumber(os.getenv "MSYS_SPEC_SEED") or os.time() % 1000000 * 1000
 
 describe("a graph of values", function()
@@ -250,6 +307,45 @@ describe("a graph of values", function()
       assert(ok, which .. ": " .. tostring(back))
       assert.equal(before, there, which .. ", in the job")
       assert.equal(before, describe_graph(back), which .. ", back from the job")
+    end
+  end)
+
+  it(("that are no objects are the same there and back, for %d random calls"):format(CASES), function()
+    for seed = first_seed, first_seed + CASES - 1 do
+      local random = generator(seed)
+      for _ = 1, 5 do
+        random(1)
+      end
+      local function atoms(count)
+        local list = {}
+        for place = 1, count do
+          -- Beyond them: nil.
+          list[place] = ATOMS[random(#ATOMS + 1)]
+        end
+        return list
+      end
+      local upvalues, args, count = atoms(5), atoms(20), random(21) - 1
+      local fn = GIVERS[random(#GIVERS)](unpack(upvalues, 1, 5))
+      local expected = pack(fn(unpack(args, 1, count)))
+      -- Back to what it was, where it has changed.
+      fn()
+      local got
+      if random(2) == 1 then
+        args.n = count
+        got = { msys.runInPool("CPU", fn, { args = args }) }
+      else
+        msys.runInPool("CPU", function()
+          return fn(unpack(args, 1, count))
+        end, function(...)
+          got = { ... }
+        end, msys.core.ECTP_COMPLETE_CALLBACK_SCHED)
+        msys.run()
+      end
+      local which = ("MSYS_SPEC_SEED=%d"):format(seed)
+      assert(got[1], which .. ": " .. tostring(got[2]))
+      for place = 1, expected.n do
+        assert.equal(atom_text(expected[place]), atom_text(got[place + 1]), which .. ", result " .. place)
+      end
     end
   end)
 
