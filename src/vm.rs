@@ -1163,6 +1163,15 @@ impl Vm {
         }
     }
 
+    /// Before [`Vm::end`], if the worker looks for its next job right after that.
+    pub fn foresee_end(&self) {
+        if let Some(worker) = &self.worker
+            && self.sessions.get() == 1
+        {
+            worker.foresee_search();
+        }
+    }
+
     /// Ends the job in `slot` with a failure that no Lua made.
     pub fn fail(&self, slot: usize, kind: &str, text: &str) {
         let Some(job) = self.vacate(slot, false) else { return };

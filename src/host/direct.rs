@@ -565,6 +565,7 @@ unsafe fn finish(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: u
                 return Some(ffi::lua_gettop(state) - top);
             }
         }
+        vm.foresee_end();
         end_job(state, vm, slot, true);
         None
     }

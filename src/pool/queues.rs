@@ -51,6 +51,11 @@ impl Own {
         exempt.or_else(|| if least == Rank::Ordinary { self.submitted[0].pop() } else { None })
     }
 
+    /// Whether it has no job at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.batch.is_empty() && self.submitted.iter().all(Deque::is_empty)
+    }
+
     /// The oldest of its batch.
     pub(crate) fn pop_batch(&self) -> Option<Job> {
         self.batch.pop()

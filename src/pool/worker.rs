@@ -149,6 +149,15 @@ impl Worker {
             .find_map(|seat| seat.theirs.steal_into(&self.own, least))
     }
 
+    /// The only job in hand is about to end, and there seems to be no other: it searches from now on. Whoever gets the
+    /// outcome may send the next one at once, and is to wake nobody for that before this worker has looked.
+    pub fn foresee_search(&self) {
+        if !self.searching.get() && self.own.is_empty() && self.pool.queues.is_empty() {
+            self.searching.set(true);
+            self.pool.sleep.search();
+        }
+    }
+
     /// Step 3 of the sleep protocol, if it searches: it has found something to do.
     pub fn leave_search(&self) {
         if self.searching.replace(false) && self.pool.sleep.found() {
