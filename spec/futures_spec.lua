@@ -265,7 +265,7 @@ describe("a failure", function()
           release()
           outcome(busy)
           eventually(function()
-            collectgarbage()
+            helper.collect()
             return count(errors)
           end, "the reports")
           -- Another of them has come by now.

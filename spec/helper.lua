@@ -38,6 +38,13 @@ function helper.times(count)
   return os.getenv "MSYS_SPEC_SHORT" and math.ceil(count / 5) or count
 end
 
+--- Collects all garbage; also what compiled code of specs has for a constant, such as a closure with all its upvalues.
+function helper.collect()
+  jit.flush()
+  collectgarbage()
+  collectgarbage()
+end
+
 --- The longest that a spec waits for anything, in seconds.
 helper.LIMIT = 10
 

@@ -1190,8 +1190,7 @@ describe("a VM lets go of a mutex", function()
       weak[i]:lock()
       weak[i]:unlock()
     end
-    collectgarbage()
-    collectgarbage()
+    helper.collect()
     assert.is_nil(next(weak))
   end)
 
@@ -1209,8 +1208,7 @@ describe("a VM lets go of a mutex", function()
           return _OSTLS.weak[1]
         end)
       end
-      collectgarbage()
-      collectgarbage()
+      helper.collect()
       assert.is_nil(weak.host)
       assert.is_nil(in_worker())
     end)

@@ -211,9 +211,7 @@ end
 
 --- How many objects the process has, garbage apart.
 local function alive()
-  for _ = 1, 3 do
-    collectgarbage()
-  end
+  helper.collect()
   return native.alive()
 end
 

@@ -223,7 +223,23 @@ end
 setfenv(describe_graph, _G)
 
 --- Values that are no objects, at the borders of how they are written.
-local ATOMS = { false, true, 0, -0, 1, -1, 2 ^ 31 - 1, 2 ^ 31, -2 ^ 31, -2 ^ 31 - 1, 2 ^ 53 + 1, 0.1, 1 / 0, -1 / 0, 0 / 0 }
+local ATOMS = {
+  false,
+  true,
+  0,
+  -0,
+  1,
+  -1,
+  2 ^ 31 - 1,
+  2 ^ 31,
+  -2 ^ 31,
+  -2 ^ 31 - 1,
+  2 ^ 53 + 1,
+  0.1,
+  1 / 0,
+  -1 / 0,
+  0 / 0,
+}
 for _, length in ipairs { 0, 1, 255, 256, 2 ^ 16 - 1, 2 ^ 16, 2 ^ 16 + 1 } do
   ATOMS[#ATOMS + 1] = ("x\0"):rep(length):sub(1, length)
 end
