@@ -13,7 +13,7 @@
 //! 4. A worker that is found in compiled code after [`PATIENCE`], because that has no guards or they are of no use,
 //!    loses its thread. Its VM is lost, and another worker takes its place.
 //! 5. A worker that is stuck in C after [`PATIENCE`] is *abandoned*: another takes its place; it ends when the call
-//!    returns. A thread that merely gets no time from the system is no such: it is given [`LAST`].
+//!    returns. A thread that merely gets no time from the system is no such: it is given [`LONG`].
 //!
 //! It is over when the session has ended ([`Control::is_gone`]), of which the thread learns by looking.
 
@@ -60,8 +60,10 @@ pub fn use_means(means: Means) {
 const GRACE: Duration = Duration::from_millis(5);
 /// How long a job may go on before it is taken for stuck.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// How long, if it gets no time to run; and how long guards may fail to work.
+/// How long guards may fail to work, and signals to be answered.
 const LAST: Duration = Duration::from_millis(500);
+/// How long, if it gets no time to run.
+const LONG: Duration = Duration::from_secs(5);
 /// Between two signals, at first and at most; and to one that is abandoned.
 const FIRST: Duration = Duration::from_micros(100);
 const MOST: Duration = Duration::from_millis(5);
@@ -325,7 +327,8 @@ impl Stopping {
         self.answered = answers;
         let used = self.station.time_used().unwrap_or_default();
         let began = *self.used.get_or_insert(used);
-        let is_stuck = since >= PATIENCE && (used.saturating_sub(began) >= ENOUGH || self.station.sleeps()) || since >= LAST;
+        let had_time = since >= PATIENCE && (used.saturating_sub(began) >= ENOUGH || self.station.sleeps());
+        let is_stuck = had_time || since >= LONG;
         let Some(means) = MEANS.get() else { return false };
         if !*areas_known {
             *areas_known = true;
@@ -335,7 +338,7 @@ impl Stopping {
         self.station.is_late.store(since >= GRACE * 4, Ordering::Release);
         if is_stuck && place == Place::Compiled && is_fresh {
             self.station.is_condemned.store(true, Ordering::Release);
-        } else if is_stuck && place == Place::Elsewhere || since >= LAST && place == Place::Unknown {
+        } else if is_stuck && (place == Place::Elsewhere || since >= LAST && place == Place::Unknown) {
             self.abandon();
         }
         self.station.set_place(Place::Unknown);
