@@ -77,14 +77,15 @@ fn wait_until_over() {
     }
 }
 
-/// Step 1.
-pub(crate) fn close(anyone_inside: impl Fn() -> bool, inside: impl Fn() -> Vec<Arc<Station>>) {
+/// Step 1; `inside` gives the other workers that run Lua.
+pub(crate) fn close(inside: impl Fn() -> Vec<Arc<Station>>) {
     FORKING.store(true, Ordering::SeqCst);
     let began = Instant::now();
-    while anyone_inside() && began.elapsed() < PATIENCE {
+    let mut waited_for: Vec<_> = inside().into_iter().map(|station| (station.time_used(), station)).collect();
+    while !waited_for.is_empty() && began.elapsed() < PATIENCE {
+        waited_for.retain(|(_, station)| station.inside.is_inside());
         std::thread::yield_now();
     }
-    let mut waited_for: Vec<_> = inside().into_iter().map(|station| (station.time_used(), station)).collect();
     while !waited_for.is_empty() && began.elapsed() < LAST {
         waited_for.retain(|(before, station)| {
             let used = station.time_used().zip(*before).map(|(now, before)| now.saturating_sub(before));

@@ -207,10 +207,7 @@ type Held = (MutexGuard<'static, Option<Table>>, RwLockWriteGuard<'static, code:
 extern "C" fn before_fork() {
     let shared = SHARED.lock();
     let pools = shared.as_ref().map_or(&[][..], |table| &table.pools);
-    gate::close(
-        || pools.iter().any(|pool| pool.has_worker_inside()),
-        || pools.iter().flat_map(|pool| pool.inside()).collect(),
-    );
+    gate::close(|| pools.iter().flat_map(|pool| pool.inside()).filter(|station| !station.is_here()).collect());
     HELD.set(Some((shared, code::lock(), handles::order())));
 }
 

@@ -125,6 +125,12 @@ impl Station {
         self.tid.load(Ordering::Acquire)
     }
 
+    /// Whether its thread is the one that asks.
+    pub fn is_here(&self) -> bool {
+        // SAFETY: no preconditions.
+        self.tid() == unsafe { libc::gettid() }
+    }
+
     /// How much time on a core its thread has used.
     pub fn time_used(&self) -> Option<Duration> {
         // The system's name for the clock of a thread, by its number: also of one that has just ended.
