@@ -10,6 +10,24 @@ local run, echo = values.run, values.echo
 describe("a function of a message", function()
   after_each(helper.clean)
 
+  it("has two upvalues in one cell, where debug.upvaluejoin has joined them", function()
+    local function joined()
+      local a, b = 1, 2
+      local function fn()
+        a = a + 1
+        local me = debug.getinfo(1, "f").func
+        return b, debug.upvalueid(me, 1) == debug.upvalueid(me, 2)
+      end
+      debug.upvaluejoin(fn, 1, fn, 2)
+      return fn
+    end
+    -- Code that was sent before goes another way.
+    for _ = 1, 3 do
+      assert.same({ true, 3, true }, { msys.submit("CPU", joined()):wait() })
+      assert.same({ true, 3, true }, { msys.runInPool("CPU", joined()) })
+    end
+  end)
+
   it("may call itself", function()
     local function factorial(n)
       return n < 2 and 1 or n * factorial(n - 1)

@@ -376,6 +376,19 @@ impl Closure {
         unsafe { self.cells() }.iter().map(|cell| unsafe { *(**cell).value })
     }
 
+    /// Whether two of its upvalues may be one cell, as `debug.upvaluejoin` makes them: with many, it is not known.
+    ///
+    /// # Safety
+    /// The function is alive.
+    #[inline(always)]
+    pub unsafe fn has_equal_cells(&self) -> bool {
+        /// Each is compared with each.
+        const FEW: usize = 8;
+        // SAFETY: the caller's promise.
+        let cells = unsafe { self.cells() };
+        cells.len() > FEW || cells.iter().enumerate().any(|(place, cell)| cells.iter().skip(place + 1).any(|other| other == cell))
+    }
+
     /// # Safety
     /// The function is alive.
     #[inline(always)]

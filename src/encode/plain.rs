@@ -61,8 +61,8 @@ fn text(message: &mut Message, bytes: &[u8]) -> Option<()> {
     (bytes.len() < LEND).then(|| put_text(&mut message.bytes, bytes))
 }
 
-/// Writes the closure of a job, if its code was sent before, it needs nothing but its upvalues, and those are no objects;
-/// gives its code.
+/// Writes the closure of a job, if its code was sent before, it needs nothing but its upvalues, and those are no objects
+/// in cells of their own; gives its code.
 ///
 /// # Safety
 /// As [`write`], a function at `at`.
@@ -91,6 +91,9 @@ unsafe fn closure(
             && !(capture && !(usage.globals.is_empty() && usage.fields.is_empty()))
             && !(keep && (usage.assigns_upvalues || usage.shares_upvalues));
         if !is_alone || !functions.seen(&code, request.scanned) {
+            return None;
+        }
+        if function.has_equal_cells() {
             return None;
         }
         let upvalues = function.upvalues();
