@@ -382,3 +382,39 @@ describe("no CPU is used", function()
     end)
   end
 end)
+
+describe("a worker whose session goes on after a job of the worker's has ended", function()
+  after_each(helper.clean)
+
+  it("leaves the next job to another that sleeps", function()
+    gate.holding({ concurrency = 2 }, function(pool, hold, open)
+      gate.holding({}, function(_, hold_other, open_other)
+        helper.must(pool, function()
+          msys.spawn(function()
+            hold()
+            msys.yield()
+            hold()
+          end)
+        end)
+        msys.runInPool(pool, hold_other, true)
+        gate.until_stat(pool, { job_num_running = 1, job_num_queued = 0 })
+        -- Runs between the two parts of the session, as the other worker is held.
+        local between = msys.submit(pool, function()
+          return 1
+        end)
+        open(1)
+        assert.same({ true, 1 }, { between:wait(helper.LIMIT) })
+        open_other()
+        gate.until_stat(pool, { job_num_running = 0, num_inactive_threads = 1 })
+        assert.same({ true, 2 }, {
+          msys
+            .submit(pool, function()
+              return 2
+            end)
+            :wait(helper.LIMIT),
+        })
+        open()
+      end)
+    end)
+  end)
+end)

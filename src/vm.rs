@@ -785,6 +785,8 @@ impl Vm {
         let Some(worker) = &self.worker else { return self.find_next(block) };
         worker.leave_lua();
         let next = self.find_next(block);
+        // Whatever it does now, it does not look for jobs: others are to be woken for them.
+        worker.leave_search();
         worker.enter_lua();
         next
     }
@@ -1163,7 +1165,14 @@ impl Vm {
         }
     }
 
-    /// Before [`Vm::end`], if the worker looks for its next job right after that.
+    /// The worker does not look for a job after all.
+    pub fn end_search(&self) {
+        if let Some(worker) = &self.worker {
+            worker.leave_search();
+        }
+    }
+
+    /// Before [`Vm::end`], if the worker looks for its next job right after that; else [`Vm::end_search`] follows.
     pub fn foresee_end(&self) {
         if let Some(worker) = &self.worker
             && self.sessions.get() == 1

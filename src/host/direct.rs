@@ -62,9 +62,20 @@ const ROOM: c_int = 20;
 /// is no such global. The coroutine runs `xpcall(function, failure, …)`, which sees where an error was raised; `jobs`
 /// has the sessions of jobs, by slot; a session that waits yields `wait`.
 pub(super) unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours; as `next`.
+    // SAFETY: a C function of ours.
     unsafe {
         let vm = vm(state);
+        let given = turns(state, vm);
+        vm.end_search();
+        given
+    }
+}
+
+/// # Safety
+/// As `next`.
+unsafe fn turns(state: *mut lua_State, vm: &Vm) -> c_int {
+    // SAFETY: as `next`.
+    unsafe {
         let mut block = ffi::lua_toboolean(state, 1) != 0;
         let most = ffi::lua_tonumber(state, 2) as usize;
         let thread = ffi::lua_tothread(state, THREAD);
