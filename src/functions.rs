@@ -388,7 +388,7 @@ impl Functions {
     /// As `push_closure`.
     pub unsafe fn modules_changed(&self, state: *mut lua_State) -> bool {
         // SAFETY: the caller's promise.
-        unsafe { Self::fingerprint_of(state) != self.fingerprint.get() }
+        unsafe { self.fingerprint_of(state) != self.fingerprint.get() }
     }
 
     /// All modules that are loaded now have been learnt.
@@ -397,25 +397,32 @@ impl Functions {
     /// As `push_closure`.
     pub unsafe fn scanned(&self, state: *mut lua_State) {
         // SAFETY: the caller's promise.
-        self.fingerprint.set(unsafe { Self::fingerprint_of(state) });
+        self.fingerprint.set(unsafe { self.fingerprint_of(state) });
     }
 
     /// A number for the set of values in `package.loaded`: their sum by address, whatever the order.
     ///
     /// # Safety
     /// As `push_closure`.
-    unsafe fn fingerprint_of(state: *mut lua_State) -> u64 {
+    unsafe fn fingerprint_of(&self, state: *mut lua_State) -> u64 {
+        let mut sum = 0u64;
+        let mut add = |value: u64| sum = sum.wrapping_add(value.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 1);
         // SAFETY: walks a table that nothing changes meanwhile, if it is one.
         unsafe {
             let top = ffi::lua_gettop(state);
-            let mut sum = 0u64;
             ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
             if ffi::lua_type(state, -1) == ffi::LUA_TTABLE {
-                ffi::lua_pushnil(state);
-                while ffi::lua_next(state, top + 1) != 0 {
-                    let address = ffi::lua_topointer(state, -1) as u64;
-                    sum = sum.wrapping_add(address.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 1);
-                    ffi::lua_settop(state, -2);
+                if self.direct {
+                    let loaded = &*ffi::lua_topointer(state, -1).cast::<layout::Table>();
+                    let items = (0..loaded.item_count()).map(|place| loaded.item(place));
+                    let all = items.chain(loaded.nodes().iter().map(|node| node.value));
+                    all.filter(|value| !value.is_nil()).for_each(|value| add(value.bits()));
+                } else {
+                    ffi::lua_pushnil(state);
+                    while ffi::lua_next(state, top + 1) != 0 {
+                        add(ffi::lua_topointer(state, -1) as u64);
+                        ffi::lua_settop(state, -2);
+                    }
                 }
             }
             ffi::lua_settop(state, top);

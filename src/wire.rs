@@ -150,7 +150,7 @@ pub enum Handle {
 impl Message {
     /// With memory for a small closure: growing there costs more than having it.
     pub fn small() -> Self {
-        Self { bytes: Vec::with_capacity(128), codes: SmallVec::new(), modules: Vec::new(), lent: Vec::new(), handles: Vec::new() }
+        Self { bytes: Vec::with_capacity(64), ..Self::default() }
     }
 
     /// Whether it is of one value, which is a handle of an object.

@@ -21,7 +21,7 @@ use crate::{
     layout::Table,
     luajit::{ffi, lua_State, string_at},
     origin::Origin,
-    wire::{self, MAX_DEPTH, Message, flag, put_varint, tag},
+    wire::{self, Message, flag, put_varint, tag},
 };
 
 pub(crate) use plain::write as write_plain;
@@ -220,7 +220,7 @@ type Step<T = ()> = Result<T, Stop>;
 /// On a refusal, the one value left is what was refused, or LuaJIT's error; nil for the other reasons.
 ///
 /// # Safety
-/// `state` is the VM of `functions`, on this thread; the values are on the stack, with one more slot free; `inner` is the
+/// `state` is the VM of `functions`, on this thread; the values are on the stack, with two more slots free; `inner` is the
 /// stack index of [`inner`] as a C function.
 pub unsafe fn encode(
     state: *mut lua_State,
@@ -339,11 +339,10 @@ impl Encoder<'_> {
         (self.mutable, self.in_changes, self.root_is_first, self.held_count, self.lent_size) = (false, false, false, 0, 0);
         (self.next_name, self.global, self.overflows) = (0, None, false);
         self.plain = [std::ptr::null(); 4];
-        // SAFETY: room for the deepest nesting is made before it is used.
+        // SAFETY: room is made before it is used.
         unsafe {
             let top = ffi::lua_gettop(self.state);
-            let room = (MAX_DEPTH * 4 + 60) as c_int;
-            ffi::luaL_checkstack_(self.state, room, c"too many values to send".as_ptr());
+            self.make_room(0);
             ffi::lua_settop(self.state, top + 4);
             (self.deferred, self.kept, self.environment, self.held) = (top + 1, top + 2, top + 3, top + 4);
             let back = if let Purpose::Outcome(back) = self.request.purpose { back } else { None };
@@ -372,6 +371,23 @@ impl Encoder<'_> {
                 *objects = self.ordinals.to_le_bytes();
             }
             self.check_size()
+        }
+    }
+
+    /// Makes room for values at this depth, where not enough may be left: for four slots a level, those of all tables on
+    /// the way (`tree`), and what is pushed meanwhile. Room for the deepest nesting at once would be two kilobytes of
+    /// each coroutine that sends.
+    ///
+    /// # Safety
+    /// As `message_from`. May raise.
+    #[inline]
+    unsafe fn make_room(&mut self, depth: usize) {
+        /// Every so many levels.
+        const LEVELS: usize = 8;
+        if depth.is_multiple_of(LEVELS) {
+            let room = (depth + LEVELS * 5 + 40) as c_int;
+            // SAFETY: the caller's promise.
+            unsafe { ffi::luaL_checkstack_(self.state, room, c"too many values to send".as_ptr()) };
         }
     }
 

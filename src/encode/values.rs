@@ -507,8 +507,13 @@ impl Encoder<'_> {
     }
 
     /// Whether the contents of an object at this depth are to be deferred. Those of packed values cannot be: they are
-    /// unpacked as soon as they are read.
-    pub(super) fn is_deep(&mut self, depth: usize) -> Step<bool> {
+    /// unpacked as soon as they are read. Makes room for them otherwise.
+    ///
+    /// # Safety
+    /// As `value`.
+    pub(super) unsafe fn is_deep(&mut self, depth: usize) -> Step<bool> {
+        // SAFETY: the caller's promise.
+        unsafe { self.make_room(depth) };
         if self.scratch.packing.is_empty() {
             return Ok(depth >= MAX_DEPTH);
         }

@@ -103,7 +103,7 @@ pub(super) unsafe fn slot_at(state: *mut lua_State, at: c_int) -> Option<usize> 
 /// Encodes the topmost values into `message`; leaves what `encode` does.
 ///
 /// # Safety
-/// In a C function of ours with the values on top, and a free slot.
+/// In a C function of ours with the values on top, and two free slots.
 unsafe fn encode_top(
     state: *mut lua_State,
     vm: &Vm,
