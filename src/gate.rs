@@ -26,7 +26,7 @@ use std::{
 
 use crate::{
     job::Station,
-    sync::{Condvar, Mutex},
+    sync::{Condvar, Mutex, MutexGuard},
 };
 
 /// The longest that a fork waits for workers to come out of Lua.
@@ -37,6 +37,9 @@ const LAST: Duration = Duration::from_secs(1);
 const ENOUGH: Duration = Duration::from_millis(10);
 
 static FORKING: AtomicBool = AtomicBool::new(false);
+/// What the forking thread has in hand meanwhile.
+pub(crate) type Closed = MutexGuard<'static, ()>;
+
 static OVER: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 
 /// Whether a worker runs Lua.
@@ -71,14 +74,15 @@ impl Inside {
 fn wait_until_over() {
     let (lock, over) = &OVER;
     let mut guard = lock.lock();
+    over.notify_all();
     while FORKING.load(Ordering::SeqCst) {
         // A bound, for the child whose parent had it set: it has no such thread, and no other wait is meant.
         (guard, _) = over.wait_until(guard, Instant::now() + PATIENCE);
     }
 }
 
-/// Step 1; `inside` gives the other workers that run Lua.
-pub(crate) fn close(inside: impl Fn() -> Vec<Arc<Station>>) {
+/// Step 1; `inside` gives the other workers that run Lua. Nobody else has the lock that is given at the fork.
+pub(crate) fn close(inside: impl Fn() -> Vec<Arc<Station>>) -> Closed {
     FORKING.store(true, Ordering::SeqCst);
     let began = Instant::now();
     let mut waited_for: Vec<_> = inside().into_iter().map(|station| (station.time_used(), station)).collect();
@@ -91,20 +95,16 @@ pub(crate) fn close(inside: impl Fn() -> Vec<Arc<Station>>) {
             let used = station.time_used().zip(*before).map(|(now, before)| now.saturating_sub(before));
             station.inside.is_inside() && used.is_some_and(|used| used < ENOUGH) && !station.sleeps()
         });
-        std::thread::sleep(Duration::from_millis(1));
+        // Whoever is about to enter wakes us; those that have come out for other things are found by looking.
+        let (lock, over) = &OVER;
+        let _ = over.wait_until(lock.lock(), Instant::now() + Duration::from_millis(1));
     }
+    OVER.0.lock()
 }
 
-/// Step 3, in the parent.
-pub(crate) fn open() {
-    let (lock, over) = &OVER;
-    let guard = lock.lock();
+/// Step 3, in the parent, and in the child, where nobody waits.
+pub(crate) fn open(closed: Closed) {
     FORKING.store(false, Ordering::SeqCst);
-    drop(guard);
-    over.notify_all();
-}
-
-/// Step 3, in the child, where nobody waits.
-pub(crate) fn open_in_child() {
-    FORKING.store(false, Ordering::SeqCst);
+    drop(closed);
+    OVER.1.notify_all();
 }

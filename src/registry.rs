@@ -201,27 +201,30 @@ thread_local! {
     static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
 }
 
-/// The locks that a child needs whole: this table's, that of the codes, and the order of sessions' locks.
-type Held = (MutexGuard<'static, Option<Table>>, RwLockWriteGuard<'static, code::Table>, MutexGuard<'static, Waits>);
+/// The locks that a child needs whole: this table's, the gate's, that of the codes, and the order of sessions' locks.
+type Held =
+    (MutexGuard<'static, Option<Table>>, gate::Closed, RwLockWriteGuard<'static, code::Table>, MutexGuard<'static, Waits>);
 
 extern "C" fn before_fork() {
     let shared = SHARED.lock();
     let pools = shared.as_ref().map_or(&[][..], |table| &table.pools);
-    gate::close(|| pools.iter().flat_map(|pool| pool.inside()).filter(|station| !station.is_here()).collect());
-    HELD.set(Some((shared, code::lock(), handles::order())));
+    let inside = || pools.iter().flat_map(|pool| pool.inside()).filter(|station| !station.is_here()).collect();
+    let closed = gate::close(inside);
+    HELD.set(Some((shared, closed, code::lock(), handles::order())));
 }
 
 extern "C" fn after_fork_in_parent() {
-    drop(HELD.take());
-    gate::open();
+    if let Some((_shared, closed, ..)) = HELD.take() {
+        gate::open(closed);
+    }
 }
 
 extern "C" fn after_fork_in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     waker::begin_anew();
-    gate::open_in_child();
-    let mut held = HELD.take();
-    if let Some(table) = held.as_mut().and_then(|(shared, ..)| shared.as_mut()) {
+    let Some((mut shared, closed, ..)) = HELD.take() else { return };
+    gate::open(closed);
+    if let Some(table) = shared.as_mut() {
         let old = std::mem::take(&mut table.pools);
         table.pools = old.iter().map(|pool| pool.recreate()).collect();
         // The old ones' threads are gone, whatever they held locked: no destructor may look at them.
