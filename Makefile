@@ -64,17 +64,17 @@ test-lua: build ## the specs (SPEC=<file or directory> for some of them)
 	$(say) '$(SPEC)'
 	scripts/busted.sh $(SPEC)
 
-test-lua-joff: build ## the specs with the JIT compiler off
+test-lua-joff: build ## the specs with the JIT compiler off, in random order
 	$(say) '$(SPEC) with -joff'
-	MSYS_SPEC_SHORT=1 LUAJIT_FLAGS=-joff scripts/busted.sh $(SPEC)
+	MSYS_SPEC_SHORT=1 LUAJIT_FLAGS=-joff scripts/busted.sh --shuffle $(SPEC)
 
-test-lua-shuffle: build ## the specs three times, in random order
-	$(say) '$(SPEC) three times in random order'
-	MSYS_SPEC_SHORT=1 scripts/busted.sh --shuffle --repeat=3 $(SPEC)
+test-lua-shuffle: build ## the specs twice in one process, in random order
+	$(say) '$(SPEC) twice in random order'
+	MSYS_SPEC_SHORT=1 scripts/busted.sh --shuffle --repeat=2 $(SPEC)
 
-test-luajit2: build ## the specs on OpenResty's LuaJIT
+test-luajit2: build ## the specs on OpenResty's LuaJIT, in random order
 	$(say) "$(SPEC) on OpenResty's LuaJIT"
-	luajit2=$$(scripts/luajit2.sh) && MSYS_SPEC_SHORT=1 LUAJIT=$$luajit2 scripts/busted.sh $(SPEC)
+	luajit2=$$(scripts/luajit2.sh) && MSYS_SPEC_SHORT=1 LUAJIT=$$luajit2 scripts/busted.sh --shuffle $(SPEC)
 
 test-api: build ## the specs of values where tables are read by LuaJIT's API, as on an unknown LuaJIT
 	$(say) 'specs of values, tables read by the API'

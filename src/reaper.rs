@@ -68,8 +68,11 @@ const LONG: Duration = Duration::from_secs(5);
 const FIRST: Duration = Duration::from_micros(100);
 const MOST: Duration = Duration::from_millis(5);
 const SLOW: Duration = Duration::from_millis(100);
-/// How much time on a core shows that a thread is not merely waiting for one.
-const ENOUGH: Duration = Duration::from_millis(15);
+/// How much time on a core shows that a thread is not merely waiting for one: what [`PATIENCE`] is where it has one.
+const ENOUGH: Duration = Duration::from_millis(40);
+/// At how many looks in a row a thread sleeps that sleeps in a call; and the most that our signals make it use meanwhile.
+const ASLEEP: u32 = 3;
+const WOKEN: Duration = Duration::from_millis(1);
 /// At how many jobs with a limit of time those that have ended are sorted out.
 const FEW: usize = 1024;
 
@@ -114,6 +117,8 @@ struct Stopping {
     interval: Duration,
     /// What the thread had used of a core when its job was first found running.
     used: Option<Duration>,
+    /// What it had used at the last look, and at how many looks in a row it slept.
+    slept: (Duration, u32),
     /// The thread was found running the job since then.
     answered: u64,
 }
@@ -224,7 +229,7 @@ pub fn rest() {
 
 fn push(target: Target, station: Arc<Station>) {
     let now = Instant::now();
-    let stopping = Stopping { target, station, since: now, next: now, interval: FIRST, used: None, answered: 0 };
+    let stopping = Stopping { target, station, since: now, next: now, interval: FIRST, used: None, slept: (Duration::ZERO, 0), answered: 0 };
     let mut guard = queue();
     if let Some(queue) = guard.as_mut() {
         queue.new.push(stopping);
@@ -327,7 +332,10 @@ impl Stopping {
         self.answered = answers;
         let used = self.station.time_used().unwrap_or_default();
         let began = *self.used.get_or_insert(used);
-        let had_time = since >= PATIENCE && (used.saturating_sub(began) >= ENOUGH || self.station.sleeps());
+        // Once is not enough: a page that is fetched, a lock of the system's.
+        let is_asleep = since >= PATIENCE && used.saturating_sub(self.slept.0) < WOKEN && self.station.sleeps();
+        self.slept = (used, if is_asleep { self.slept.1 + 1 } else { 0 });
+        let had_time = since >= PATIENCE && (used.saturating_sub(began) >= ENOUGH || self.slept.1 >= ASLEEP);
         let is_stuck = had_time || since >= LONG;
         let Some(means) = MEANS.get() else { return false };
         if !*areas_known {
