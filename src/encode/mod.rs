@@ -376,7 +376,8 @@ impl Encoder<'_> {
 
     /// Makes room for values at this depth, where not enough may be left: for four slots a level, those of all tables on
     /// the way (`tree`), and what is pushed meanwhile. Room for the deepest nesting at once would be two kilobytes of
-    /// each coroutine that sends.
+    /// each coroutine that sends. (Where there is none left, LuaJIT's pushes make some; that they may raise does no harm
+    /// here.)
     ///
     /// # Safety
     /// As `message_from`. May raise.
