@@ -17,17 +17,11 @@
 //! program with threads has.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
-use crate::{
-    job::Station,
-    sync::{Condvar, Mutex, MutexGuard},
-};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// The longest that a fork waits for workers to come out of Lua.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -81,19 +75,29 @@ fn wait_until_over() {
     }
 }
 
+/// A worker's thread, as the fork sees it.
+pub(crate) trait Held {
+    /// Whether it runs Lua.
+    fn is_inside(&self) -> bool;
+    /// How much time on a core it has used.
+    fn time_used(&self) -> Option<Duration>;
+    /// Whether it sleeps in a call.
+    fn sleeps(&self) -> bool;
+}
+
 /// Step 1; `inside` gives the other workers that run Lua. Nobody else has the lock that is given at the fork.
-pub(crate) fn close(inside: impl Fn() -> Vec<Arc<Station>>) -> Closed {
+pub(crate) fn close<W: Held>(inside: impl Fn() -> Vec<W>) -> Closed {
     FORKING.store(true, Ordering::SeqCst);
     let began = Instant::now();
-    let mut waited_for: Vec<_> = inside().into_iter().map(|station| (station.time_used(), station)).collect();
+    let mut waited_for: Vec<_> = inside().into_iter().map(|worker| (worker.time_used(), worker)).collect();
     while !waited_for.is_empty() && began.elapsed() < PATIENCE {
-        waited_for.retain(|(_, station)| station.inside.is_inside());
+        waited_for.retain(|(_, worker)| worker.is_inside());
         std::thread::yield_now();
     }
     while !waited_for.is_empty() && began.elapsed() < LAST {
-        waited_for.retain(|(before, station)| {
-            let used = station.time_used().zip(*before).map(|(now, before)| now.saturating_sub(before));
-            station.inside.is_inside() && used.is_some_and(|used| used < ENOUGH) && !station.sleeps()
+        waited_for.retain(|(before, worker)| {
+            let used = worker.time_used().zip(*before).map(|(now, before)| now.saturating_sub(before));
+            worker.is_inside() && used.is_some_and(|used| used < ENOUGH) && !worker.sleeps()
         });
         // Whoever is about to enter wakes us; those that have come out for other things are found by looking.
         let (lock, over) = &OVER;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{Control, Inbox, Keeper, Kind, Stop, new_job};
-use crate::gate::Inside;
+use crate::gate::{Held, Inside};
 
 /// No job's code runs: the scheduler's does, or none.
 const NOBODY: usize = 0;
@@ -77,6 +77,20 @@ pub struct Station {
 impl std::fmt::Debug for Station {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Station").field("pool", &self.pool).field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+impl Held for Arc<Station> {
+    fn is_inside(&self) -> bool {
+        self.inside.is_inside()
+    }
+
+    fn time_used(&self) -> Option<Duration> {
+        Station::time_used(self)
+    }
+
+    fn sleeps(&self) -> bool {
+        Station::sleeps(self)
     }
 }
 
