@@ -77,7 +77,7 @@ describe("a script that ends with runaways in every pool", function()
       local msys = require "msys"
       print(msys.exitTimeout())
       for i = 1, 3 do
-        msys.runInPool("CPU", function() msys.sleep(0.2) print("job") end, true)
+        msys.runInPool("CPU", function() msys.sleep(0.2) io.write "job\n" end, true)
       end
     ]]
     assert.same({ "inf\njob\njob\njob\n", "", 0 }, { out, err, status })
