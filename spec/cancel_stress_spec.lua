@@ -35,6 +35,7 @@ describe("many stops", function()
     end
     helper.with_pool({ concurrency = 4, sessions = 4 }, function(pool)
       local done, first_third = 0, nil
+      local began, used = native.clock(), os.clock()
       local function stop_one()
         local shape = shapes[math.random(#shapes)]
         local after = 0.001 + math.random() * 0.004
@@ -81,12 +82,14 @@ describe("many stops", function()
       end
       msys.run()
       local last = memory()
-      -- Where the system gives them little time, runaways fill heaps for long before they are stopped; then LuaJIT may
-      -- work on one for so long that its worker is taken for stuck, until it comes back: with the least priority.
-      local stat, few = pool:stat(), math.ceil(TOTAL / 100)
+      -- Runaways use all the cores. Where other processes have their part of these, heaps are filled for long before
+      -- that is stopped, and LuaJIT may work on one for so long that its worker is taken for stuck, until it comes back.
+      local share = (os.clock() - used) / (native.clock() - began)
+      local has_cores = share > 0.75 * math.min(4, msys.threadpool.stat("CPU").concurrency)
+      local stat, most = pool:stat(), has_cores and 0 or math.ceil(TOTAL / 100)
       assert.same({ seed, 0 }, { seed, stat.killed })
-      assert.is_true(stat.abandoned <= few, stat.abandoned)
-      assert.is_true(stat.threads_started <= 4 + few, stat.threads_started)
+      assert.is_true(stat.abandoned <= most, stat.abandoned)
+      assert.is_true(stat.threads_started <= 4 + most, stat.threads_started)
       -- Heaps that runaways have filled are kept by the system's allocator.
       assert.is_true(last < first_third + 64, ("grew from %.0f to %.0f MiB"):format(first_third, last))
     end)

@@ -14,21 +14,6 @@ local describe, it, _, after_each, assert = helper.busted()
 
 local CASES = tonumber(os.getenv "MSYS_SPEC_CASES") or helper.times(2000)
 
---- Park and Miller's generator: the same in every LuaJIT, and nobody else's.
-local function generator(seed)
-  local state = seed % 2147483646 + 1
-  --- An integer from 1 to `most`.
-  local function random(most)
-    state = state * 16807 % 2147483647
-    return state % most + 1
-  end
-  -- The first numbers of near seeds are near too.
-  for _ = 1, 5 do
-    random(1)
-  end
-  return random
-end
-
 -- Functions of different code. Each takes an operation: "get" gives a cell's value, "set" assigns one, "make" gives a
 -- new function with the label `x` that has some of the cells too. Every variable is assigned somewhere, as LuaJIT may
 -- take one that never is for a constant.
@@ -663,7 +648,7 @@ local SHAPES = {
 
 --- Runs the program of a case in one of the ways, and describes what it has left.
 local function left_behind(case, run, call)
-  local world = world_of(generator(case.seed), case.size)
+  local world = world_of(helper.generator(case.seed), case.size)
   local results, left, right = SHAPES[case.shape](world, case.program, run, call)
   -- What the functions of msys itself say is no part of it.
   local ok, text = pcall(describe_world, world, {
@@ -679,7 +664,7 @@ local function left_behind(case, run, call)
 end
 
 local function case_of(seed)
-  local random = generator(seed * 7 + 3)
+  local random = helper.generator(seed * 7 + 3)
   local size = seed % 20 == 0 and 80 or random(14)
   local label = 1000
   local function new_label()
