@@ -187,8 +187,8 @@ unsafe fn plain(state: *mut lua_State, message: &Message) -> Option<c_int> {
 /// Pushes the values of `message`; gives their number, or an error with its value on top of the stack.
 ///
 /// # Safety
-/// `state` is the VM of `functions`, on this thread, with [`PLAIN`] free slots; `inner` is the stack index of [`inner`] as a
-/// C function.
+/// `state` is the VM of `functions`, on this thread, with [`PLAIN`] free slots; `inner` is the stack index of [`inner`] as
+/// a C function.
 pub unsafe fn decode(
     state: *mut lua_State,
     inner: c_int,

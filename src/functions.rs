@@ -430,7 +430,17 @@ impl Functions {
         }
     }
 
-    /// The code of the Lua function at `at`, if a closure of the same prototype was sent before and is still there.
+    /// The Lua function at `at` as it lies in memory, where that may be read.
+    ///
+    /// # Safety
+    /// As `push_closure`, a Lua function at `at`, which stays alive.
+    #[inline]
+    pub unsafe fn closure_at<'a>(&self, state: *mut lua_State, at: c_int) -> Option<&'a layout::Closure> {
+        // SAFETY: the caller's promise.
+        self.direct.then(|| unsafe { layout::closure_at(state, at) })
+    }
+
+    /// The code of a Lua function, if a closure of the same prototype was sent before and is still there.
     ///
     /// A prototype's address tells which it is, as long as it is alive; and it is as long as a closure of it is. So each
     /// has a witness, a closure in a table with weak values, and what is known of a code counts while that is there. A
@@ -462,12 +472,9 @@ impl Functions {
     /// # Safety
     /// As [`Self::known_code`]; the caller's frame can be unwound, and `code` outlives it.
     pub unsafe fn note_code(&self, state: *mut lua_State, at: c_int, code: &Arc<Code>) {
-        if !self.direct {
-            return;
-        }
         // SAFETY: as above. No borrow is held where memory may run out.
         unsafe {
-            let address = layout::closure_at(state, at).code;
+            let Some(address) = self.closure_at(state, at).map(|function| function.code) else { return };
             let known = self.codes.borrow().get(&address).map(|(_, place)| *place);
             let place = known.unwrap_or_else(|| {
                 let mut codes = self.codes.borrow_mut();

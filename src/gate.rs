@@ -17,7 +17,10 @@
 //! program with threads has.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -31,10 +34,10 @@ const LAST: Duration = Duration::from_secs(1);
 const ENOUGH: Duration = Duration::from_millis(10);
 
 static FORKING: AtomicBool = AtomicBool::new(false);
+static OVER: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
+
 /// What the forking thread has in hand meanwhile.
 pub(crate) type Closed = MutexGuard<'static, ()>;
-
-static OVER: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 
 /// Whether a worker runs Lua.
 #[derive(Debug, Default)]
@@ -76,17 +79,17 @@ fn wait_until_over() {
 }
 
 /// A worker's thread, as the fork sees it.
-pub(crate) trait Held {
+pub(crate) trait Thread {
     /// Whether it runs Lua.
     fn is_inside(&self) -> bool;
     /// How much time on a core it has used.
     fn time_used(&self) -> Option<Duration>;
-    /// Whether it sleeps in a call.
+    /// Whether the system says that it sleeps, in a call that has not returned.
     fn sleeps(&self) -> bool;
 }
 
 /// Step 1; `inside` gives the other workers that run Lua. Nobody else has the lock that is given at the fork.
-pub(crate) fn close<W: Held>(inside: impl Fn() -> Vec<W>) -> Closed {
+pub(crate) fn close<T: Thread>(inside: impl FnOnce() -> Vec<Arc<T>>) -> Closed {
     FORKING.store(true, Ordering::SeqCst);
     let began = Instant::now();
     let mut waited_for: Vec<_> = inside().into_iter().map(|worker| (worker.time_used(), worker)).collect();

@@ -26,6 +26,7 @@ use std::{
 };
 
 use crate::{
+    gate::Thread,
     job::{self, Cause, Control, Place, Station, Stop, deliver},
     signals, waker,
     sync::{Condvar, Mutex, MutexGuard},

@@ -116,7 +116,7 @@ pub fn host_closed() {
     for pool in &pools {
         pool.join(deadline);
     }
-    if pools.iter().all(|pool| !pool.has_worker_inside()) {
+    if pools.iter().all(|pool| pool.inside().is_empty()) {
         reaper::rest();
     }
 }

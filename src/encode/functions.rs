@@ -9,7 +9,6 @@ use super::{Encoder, Purpose, Refusal, SeenCell, Step};
 use crate::{
     code::{self, Code},
     functions::write_dump,
-    layout,
     luajit::{ffi, lua_upvalueid, push_bytes},
     usage::Usage,
     wire::{flag, put_varint, tag},
@@ -148,12 +147,8 @@ impl Encoder<'_> {
     unsafe fn code(&mut self, at: c_int) -> Step<usize> {
         // SAFETY: a Lua function; the buffers belong to `encode`'s caller, as does the list of codes.
         unsafe {
-            let known = if self.functions.direct {
-                self.functions.known_code(self.state, layout::closure_at(self.state, at))
-            } else {
-                None
-            };
-            match known {
+            let function = self.functions.closure_at(self.state, at);
+            match function.and_then(|function| self.functions.known_code(self.state, function)) {
                 Some(code) => self.message.codes.push(code),
                 None => {
                     let code = self.dump(at)?;

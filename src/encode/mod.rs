@@ -220,8 +220,8 @@ type Step<T = ()> = Result<T, Stop>;
 /// On a refusal, the one value left is what was refused, or LuaJIT's error; nil for the other reasons.
 ///
 /// # Safety
-/// `state` is the VM of `functions`, on this thread; the values are on the stack, with two more slots free; `inner` is the
-/// stack index of [`inner`] as a C function.
+/// `state` is the VM of `functions`, on this thread; the values are on the stack, with two more slots free; `inner` is
+/// the stack index of [`inner`] as a C function.
 pub unsafe fn encode(
     state: *mut lua_State,
     inner: c_int,
@@ -232,16 +232,15 @@ pub unsafe fn encode(
     scratch: &mut Scratch,
 ) -> Result<(), Refusal> {
     scratch.left_out.clear();
-    let beside = match request.purpose {
-        Purpose::Outcome(Some(_)) => 2,
-        _ => 0,
+    let (beside, changes) = match request.purpose {
+        Purpose::Outcome(Some(back)) => (2, back.changes),
+        _ => (0, 0),
     };
-    let is_changed = matches!(request.purpose, Purpose::Outcome(Some(Back { changes: 1.., .. })));
     // SAFETY: the values are there; they are taken off for a nil.
     unsafe {
         let last = ffi::lua_gettop(state) - beside;
         let first = last + 1 - request.count;
-        if !is_changed && plain::write(state, (first, last), &request, functions, message).is_some() {
+        if changes == 0 && plain::write(state, (first, last), &request, functions, message).is_some() {
             ffi::lua_settop(state, first - 1);
             ffi::lua_pushnil(state);
             return Ok(());

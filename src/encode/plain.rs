@@ -76,10 +76,10 @@ unsafe fn closure(
     let Purpose::Job { keep, capture, .. } = request.purpose else { return None };
     // SAFETY: a Lua function is on the stack, and nothing runs meanwhile.
     unsafe {
-        if !functions.direct || ffi::lua_iscfunction(state, at) != 0 {
+        if ffi::lua_iscfunction(state, at) != 0 {
             return None;
         }
-        let function = layout::closure_at(state, at);
+        let function = functions.closure_at(state, at)?;
         // One in a module crosses by its name.
         if function.environment() != functions.globals || functions.name_of(ffi::lua_topointer(state, at)).is_some() {
             return None;
@@ -89,11 +89,9 @@ unsafe fn closure(
         let is_alone = !usage.reaches_globals
             && !usage.assigns_globals
             && !(capture && !(usage.globals.is_empty() && usage.fields.is_empty()))
-            && !(keep && (usage.assigns_upvalues || usage.shares_upvalues));
+            && !(keep && (usage.assigns_upvalues || usage.shares_upvalues))
+            && !function.has_equal_cells();
         if !is_alone || !functions.seen(&code, request.scanned) {
-            return None;
-        }
-        if function.has_equal_cells() {
             return None;
         }
         let upvalues = function.upvalues();

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{Control, Inbox, Keeper, Kind, Stop, new_job};
-use crate::gate::{Held, Inside};
+use crate::gate::{Inside, Thread};
 
 /// No job's code runs: the scheduler's does, or none.
 const NOBODY: usize = 0;
@@ -80,17 +80,28 @@ impl std::fmt::Debug for Station {
     }
 }
 
-impl Held for Arc<Station> {
+impl Thread for Station {
     fn is_inside(&self) -> bool {
         self.inside.is_inside()
     }
 
     fn time_used(&self) -> Option<Duration> {
-        Station::time_used(self)
+        // The system's name for the clock of a thread, by its number: also of one that has just ended.
+        let clock = (!self.tid() << 3) | 6;
+        // SAFETY: the time is ours.
+        unsafe {
+            let mut time: libc::timespec = std::mem::zeroed();
+            if libc::clock_gettime(clock, &raw mut time) != 0 {
+                return None;
+            }
+            Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
+        }
     }
 
     fn sleeps(&self) -> bool {
-        Station::sleeps(self)
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.tid())).unwrap_or_default();
+        // Behind the name, which is in brackets and may contain some.
+        matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('S' | 'D'))
     }
 }
 
@@ -143,27 +154,6 @@ impl Station {
     pub fn is_here(&self) -> bool {
         // SAFETY: no preconditions.
         self.tid() == unsafe { libc::gettid() }
-    }
-
-    /// How much time on a core its thread has used.
-    pub fn time_used(&self) -> Option<Duration> {
-        // The system's name for the clock of a thread, by its number: also of one that has just ended.
-        let clock = (!self.tid() << 3) | 6;
-        // SAFETY: the time is ours.
-        unsafe {
-            let mut time: libc::timespec = std::mem::zeroed();
-            if libc::clock_gettime(clock, &raw mut time) != 0 {
-                return None;
-            }
-            Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
-        }
-    }
-
-    /// Whether the system says that its thread sleeps, in a call that has not returned.
-    pub fn sleeps(&self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", self.tid())).unwrap_or_default();
-        // Behind the name, which is in brackets and may contain some.
-        matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('S' | 'D'))
     }
 
     /// Who has its pool.

@@ -243,11 +243,6 @@ impl Pool {
         }
     }
 
-    /// Whether one of its workers runs Lua.
-    pub fn has_worker_inside(&self) -> bool {
-        self.seats.read().iter().flatten().any(|seat| seat.station.inside.is_inside())
-    }
-
     /// The workers that run Lua.
     pub fn inside(&self) -> Vec<Arc<Station>> {
         let seats = self.seats.read();
