@@ -83,7 +83,7 @@ describe("many stops", function()
       msys.run()
       local last = memory()
       -- Runaways use all the cores. Where other processes have their part of these, heaps are filled for long before
-      -- that is stopped, and LuaJIT may work on one for so long that its worker is taken for stuck, until it comes back.
+      -- that is stopped, and LuaJIT may work on one for so long that its worker is taken for stuck until it comes back.
       local share = (os.clock() - used) / (native.clock() - began)
       local has_cores = share > 0.75 * math.min(4, msys.threadpool.stat("CPU").concurrency)
       local stat, most = pool:stat(), has_cores and 0 or math.ceil(TOTAL / 100)
