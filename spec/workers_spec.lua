@@ -175,6 +175,8 @@ describe("an isolated execution", function()
       msys.sleep(0.3)
       print(os.clock() - before < 0.1, pool:stat().abandoned)
     ]]
+    -- LuaJITs from 2024 on tell of any error in a finalizer.
+    err = err:gsub("^ERROR in finalizer: msys: job 1 of pool '[^']*' timed out[^\n]*\n", "")
     assert.same({ "false\ttimeout\ttrue\t1\ntrue\t0\n", "", 0 }, { out, err, status })
   end)
 

@@ -32,8 +32,11 @@ const MAGIC: [u8; 3] = [0x1b, b'L', b'J'];
 const VERSION: u8 = 2;
 const FLAG_BIG_ENDIAN: u64 = 1;
 const FLAG_STRIPPED: u64 = 2;
-/// All flags that this file understands: endianness, strip, FFI, two-slot frames, deterministic.
-const FLAGS_KNOWN: u64 = 1 | 2 | 4 | 8 | 0x8000_0000;
+/// Flags that say what the code needs, and nothing about how it is written: FFI, and operators on bits. LuaJITs that
+/// have those (2026) set the second for any function of which four closures were made, whose count has the same bit.
+const FLAGS_FREE: u64 = 4 | 0x10 | 0x8000_0000;
+/// All flags that this file understands: endianness, strip, two-slot frames; deterministic is one of the free ones.
+const FLAGS_KNOWN: u64 = 1 | 2 | 8 | FLAGS_FREE;
 
 /// In a prototype's flags, of which it is the part that LuaJIT counts closures in: enough of them.
 const MANY: u8 = 0x60;
@@ -80,8 +83,7 @@ impl Template {
     pub fn splice(&self, dump: &[u8]) -> Option<Vec<u8>> {
         let parsed = Dump::parse(dump)?;
         let main = parsed.protos.last()?;
-        let layout = !(4 | 0x8000_0000);
-        if main.upvalues_len != self.upvalues.len() || parsed.flags & layout != self.flags & layout {
+        if main.upvalues_len != self.upvalues.len() || (parsed.flags ^ self.flags) & !FLAGS_FREE != 0 {
             return None;
         }
         let mut out = Vec::with_capacity(dump.len() + self.parent.len());
@@ -291,6 +293,24 @@ mod tests {
         let mut dump = vec![0x1b, b'L', b'J', VERSION, 2];
         dump.extend([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]);
         assert!(Dump::parse(&dump).is_none());
+    }
+
+    /// As LuaJITs of 2026 dump a function of which four closures were made.
+    #[test]
+    fn code_said_to_use_operators_on_bits_is_spliced() {
+        // Of `template_source(1)`, stripped.
+        let template = b"\x1bLJ\x02\x0a\x29\x00\x00\x04\x01\x00\x00\x08\x2d\x00\x00\x00\x2e\x00\x00\x00\x29\x00\
+            \x01\x00\x29\x01\x01\x00\x29\x02\x01\x00\x4d\x00\x01\x80\x4f\x00\xff\x7f\x4b\x00\x01\x00\x00\x80\x18\x03\
+            \x00\x02\x00\x01\x00\x04\x2b\x00\x00\x00\x33\x01\x00\x00\x32\x00\x00\x80\x4c\x01\x02\x00\x00\x00";
+        // Of `local u return function() return u end`, its inner function.
+        let plain = b"\x1bLJ\x02\x0a\x11\x00\x00\x01\x01\x00\x00\x02\x2d\x00\x00\x00\x4c\x00\x02\x00\x01\xc0\x00";
+        let mut counted = *plain;
+        counted[4] |= 0x10;
+        counted[6] |= 0x80;
+        let template = Template::new(template).expect("a template");
+        let (one, other) = (template.splice(plain).expect("plain"), template.splice(&counted).expect("counted"));
+        assert_eq!(one.len(), other.len());
+        assert!(one.len() > plain.len());
     }
 
     proptest::proptest! {
