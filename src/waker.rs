@@ -45,20 +45,26 @@ pub fn died_awake() {
     AWAKE.fetch_sub(1, Ordering::Relaxed);
 }
 
-/// Whether all our threads that are awake have a core each. If not, a thread that spins keeps from running the very
-/// thread that it spins for; as it does where there is but one core.
+/// How many cores this process may use, as it was when first asked: to ask takes reading some files.
 #[cfg(not(loom))]
-pub fn core_is_free() -> bool {
+pub fn cores() -> usize {
     // No lock, which another thread could have at a fork: whoever comes first asks, and perhaps another too.
     static CORES: AtomicUsize = AtomicUsize::new(0);
-    let cores = match CORES.load(Ordering::Relaxed) {
+    match CORES.load(Ordering::Relaxed) {
         0 => {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             CORES.store(cores, Ordering::Relaxed);
             cores
         }
         cores => cores,
-    };
+    }
+}
+
+/// Whether all our threads that are awake have a core each. If not, a thread that spins keeps from running the very
+/// thread that it spins for; as it does where there is but one core.
+#[cfg(not(loom))]
+pub fn core_is_free() -> bool {
+    let cores = cores();
     cores > 1 && AWAKE.load(Ordering::Relaxed) <= cores
 }
 

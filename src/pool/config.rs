@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::{
     error::{Error, Result},
+    waker,
     wire::Message,
 };
 
@@ -83,7 +84,7 @@ impl Config {
     pub fn named(name: &str) -> Self {
         Self {
             name: name.into(),
-            concurrency: cores(),
+            concurrency: waker::cores(),
             sessions: 256,
             backlog: 65_536,
             when_full: WhenFull::Wait,
@@ -96,11 +97,6 @@ impl Config {
             paths: u32::MAX,
         }
     }
-}
-
-/// As many workers as this process may use cores.
-pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// A whole number in a range, or the refusal that names the option.

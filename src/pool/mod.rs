@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use config::{Config, MAX_WORKERS, Options, WhenFull, cores, whole};
+pub use config::{Config, MAX_WORKERS, Options, WhenFull, whole};
 use queues::{Own, Queues, Theirs};
 pub use stats::Stat;
 use stats::{Totals, WorkerStats};
