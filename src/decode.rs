@@ -150,7 +150,7 @@ pub const PLAIN: usize = 4;
 ///
 /// # Safety
 /// `state` has [`PLAIN`] free slots.
-unsafe fn plain(state: *mut lua_State, message: &Message) -> Option<c_int> {
+pub unsafe fn plain(state: *mut lua_State, message: &Message) -> Option<c_int> {
     let (head, rest) = message.bytes.split_first_chunk()?;
     if *head != wire::HEAD {
         return None;

@@ -213,6 +213,8 @@ pub struct Vm {
     pub touched: Cell<bool>,
     /// The slot that the session made for `turn` has in Lua.
     pub direct_slot: Cell<Option<usize>>,
+    /// Lua takes the session of `turn` for the running one.
+    pub is_direct: Cell<bool>,
     /// Registry reference of a function whose upvalue is the running session; 0 is none.
     pub current: Cell<std::ffi::c_int>,
     /// The scheduler's Lua is loaded.
@@ -313,6 +315,7 @@ impl Vm {
             turns: Cell::new(0),
             touched: Cell::new(false),
             direct_slot: Cell::new(None),
+            is_direct: Cell::new(false),
             current: Cell::new(0),
             has_scheduler: Cell::new(false),
             in_hand: Cell::new(None),

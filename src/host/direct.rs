@@ -13,8 +13,9 @@ use super::{
     vm,
 };
 use crate::{
+    decode,
     encode::{self, Purpose, Request},
-    job::{Kind, Mode},
+    job::{Job, Kind, Mode},
     luajit::{ffi, lua_State, push_bytes},
     vm::{Next, Vm},
 };
@@ -65,7 +66,10 @@ pub(super) unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
         let vm = vm(state);
+        // What has raised has left it so, and the scheduler has seen to it.
+        vm.is_direct.set(false);
         let given = turns(state, vm);
+        leave(state, vm);
         vm.end_search();
         given
     }
@@ -96,7 +100,14 @@ unsafe fn turns(state: *mut lua_State, vm: &Vm) -> c_int {
                 Next::Event(job) => {
                     let mode = (job.value.kind == Kind::Outcome).then_some(job.value.mode);
                     let ticket = job.value.ticket;
-                    let count = event(state, vm, job, None);
+                    let count = match plain_event(state, vm, job) {
+                        Ok(count) => count,
+                        Err(job) => {
+                            // It may run code of modules.
+                            leave(state, vm);
+                            event(state, vm, job, None)
+                        }
+                    };
                     let has_come = ffi::lua_tonumber(state, LAST + 1) == kind::OUTCOME;
                     match mode {
                         Some(Mode::Scheduled) if has_come => completion(state, vm, thread, ticket, count),
@@ -216,19 +227,23 @@ unsafe fn begin(state: *mut lua_State, vm: &Vm, slot: Option<usize>) {
             ffi::lua_rawset(state, SESSION);
             set_tls(state);
         }
-        set_current(state, vm, SESSION);
+        if !vm.is_direct.replace(true) {
+            set_current(state, vm, SESSION);
+        }
     }
 }
 
-/// The session has ended, and none runs.
+/// No session runs. What runs next may be the same again, so this is left till other Lua can run.
 ///
 /// # Safety
 /// In `turn`, three free slots.
-unsafe fn end(state: *mut lua_State, vm: &Vm) {
+unsafe fn leave(state: *mut lua_State, vm: &Vm) {
+    if !vm.is_direct.replace(false) {
+        return;
+    }
     // SAFETY: what is pushed is stored.
     unsafe {
         set_current(state, vm, 0);
-        vm.in_hand.set(None);
         if has_tls(state) {
             ffi::lua_pushvalue(state, MAIN_TLS);
             set_tls(state);
@@ -351,6 +366,32 @@ unsafe fn push_place(state: *mut lua_State, ticket: Option<u64>, slot: Option<us
     }
 }
 
+/// Pushes an outcome as [`event`] does, if it is of few values that are no objects; else gives it back.
+///
+/// # Safety
+/// In `turn`.
+unsafe fn plain_event(state: *mut lua_State, vm: &Vm, job: Job) -> Result<c_int, Job> {
+    let parcel = &job.value;
+    if parcel.kind != Kind::Outcome || parcel.kept || !parcel.message.modules.is_empty() {
+        return Err(job);
+    }
+    // SAFETY: in `turn` there is room for so many, none of which raises.
+    unsafe {
+        ffi::lua_pushnumber(state, kind::OUTCOME);
+        ffi::lua_pushnumber(state, parcel.ticket as f64);
+        match decode::plain(state, &parcel.message) {
+            Some(count) => {
+                vm.return_parcel(job);
+                Ok(2 + count)
+            }
+            None => {
+                ffi::lua_settop(state, LAST);
+                Err(job)
+            }
+        }
+    }
+}
+
 /// Runs the completion that waits for an outcome, if it is one that waits: the `count` values on top are what [`event`]
 /// has given. Gives what `turn` is to give, if anything.
 ///
@@ -375,7 +416,7 @@ unsafe fn completion(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, tic
         }
         begin(state, vm, None);
         let status = run(state, vm, thread, count - 1);
-        end(state, vm);
+        vm.in_hand.set(None);
         if status != ffi::LUA_OK || vm.touched.get() || ffi::lua_toboolean(thread, 1) == 0 {
             return Some(hand_over(state, thread, status, Some(ticket), None));
         }
@@ -405,6 +446,7 @@ unsafe fn field(state: *mut lua_State, at: c_int, name: c_int) {
 unsafe fn session(state: *mut lua_State, vm: &Vm, ticket: u64, count: c_int) -> Option<c_int> {
     // SAFETY: values are pushed and moved. What raises does so before the ticket is released.
     unsafe {
+        leave(state, vm);
         ffi::luaL_checkstack_(state, ROOM, c"too many values received".as_ptr());
         let top = ffi::lua_gettop(state);
         let Ok(place) = c_int::try_from(ticket) else { return Some(count) };
@@ -485,7 +527,7 @@ unsafe fn job(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usiz
     unsafe {
         begin(state, vm, Some(slot));
         let given = job_inside(state, vm, thread, slot);
-        end(state, vm);
+        vm.in_hand.set(None);
         given
     }
 }
