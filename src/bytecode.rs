@@ -44,14 +44,15 @@ const MANY: u8 = 0x60;
 /// The instruction that ends a numeric `for`, once a [`Template`] was read.
 static FOR_END: OnceLock<u8> = OnceLock::new();
 
-/// Lua source of a function that makes closures with `upvalues` upvalues; its dump is the donor of a factory.
+/// Lua source of a function that makes closures with `upvalues` upvalues, its arguments; its dump is the donor of a
+/// factory.
 pub fn template_source(upvalues: usize) -> String {
     if upvalues == 0 {
         return "return function() for _ = 1, 1 do end end".to_owned();
     }
     let names: Vec<String> = (1..=upvalues).map(|i| format!("u{i}")).collect();
     let names = names.join(",");
-    format!("local {names} return function() {names} = {names} for _ = 1, 1 do end end")
+    format!("local {names} = ... return function() {names} = {names} for _ = 1, 1 do end end")
 }
 
 /// The parts of a template's dump that a factory takes over.

@@ -145,6 +145,10 @@ pub enum Raised {
 
 /// So many values are pushed without a protected call.
 pub const PLAIN: usize = 4;
+/// And so many upvalues of a job's closure.
+const PLAIN_UPVALUES: usize = 8;
+/// The free slots that [`plain_job`] needs.
+pub const PLAIN_ROOM: usize = PLAIN + PLAIN_UPVALUES + 2;
 
 /// Pushes the values of `message`, if they are few, and none of them can raise: no strings, no objects.
 ///
@@ -163,20 +167,7 @@ pub unsafe fn plain(state: *mut lua_State, message: &Message) -> Option<c_int> {
     // SAFETY: as many pushes as there is room for, or none.
     unsafe {
         let top = ffi::lua_gettop(state);
-        let mut push = || -> Result<(), Malformed> {
-            for _ in 0..count {
-                match reader.u8()? {
-                    tag::NIL => ffi::lua_pushnil(state),
-                    tag::FALSE => ffi::lua_pushboolean(state, 0),
-                    tag::TRUE => ffi::lua_pushboolean(state, 1),
-                    tag::NUMBER => ffi::lua_pushnumber(state, reader.f64()?),
-                    tag::INT => ffi::lua_pushnumber(state, reader.int()?),
-                    _ => return Err(Malformed),
-                }
-            }
-            if reader.remaining() == 0 { Ok(()) } else { Err(Malformed) }
-        };
-        if push().is_err() {
+        if plain_values(state, &mut reader, count).is_err() || reader.remaining() != 0 {
             ffi::lua_settop(state, top);
             return None;
         }
@@ -184,11 +175,107 @@ pub unsafe fn plain(state: *mut lua_State, message: &Message) -> Option<c_int> {
     Some(count as c_int)
 }
 
+/// Pushes so many values, or some of them if one is of another kind.
+///
+/// # Safety
+/// `state` has room for them.
+#[inline(always)]
+unsafe fn plain_values(state: *mut lua_State, reader: &mut Reader<'_>, count: usize) -> Result<(), Malformed> {
+    for _ in 0..count {
+        let tag = reader.u8()?;
+        // SAFETY: the caller's promise.
+        unsafe { plain_value(state, reader, tag)? };
+    }
+    Ok(())
+}
+
+/// Pushes a value that has this tag, if that can't raise.
+///
+/// # Safety
+/// `state` has a free slot.
+#[inline(always)]
+unsafe fn plain_value(state: *mut lua_State, reader: &mut Reader<'_>, tag: u8) -> Result<(), Malformed> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match tag {
+            tag::NIL => ffi::lua_pushnil(state),
+            tag::FALSE => ffi::lua_pushboolean(state, 0),
+            tag::TRUE => ffi::lua_pushboolean(state, 1),
+            tag::NUMBER => ffi::lua_pushnumber(state, reader.f64()?),
+            tag::INT => ffi::lua_pushnumber(state, reader.int()?),
+            _ => return Err(Malformed),
+        }
+    }
+    Ok(())
+}
+
+/// Pushes the values of a message that [`plain`] or [`plain_job`] can; else the message is for [`decode`].
+///
+/// # Safety
+/// `state` is the VM of `functions`, on this thread, with [`PLAIN_ROOM`] free slots.
+pub unsafe fn quick(
+    state: *mut lua_State,
+    functions: &Functions,
+    message: &Message,
+    role: &Role<'_>,
+) -> Option<Result<c_int, Raised>> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if let Some(count) = plain(state, message) {
+            return Some(Ok(count));
+        }
+        if !matches!(role, Role::Job { .. }) {
+            return None;
+        }
+        let top = ffi::lua_gettop(state);
+        let result = plain_job(state, functions, message);
+        if result.is_none() {
+            ffi::lua_settop(state, top);
+        }
+        result
+    }
+}
+
+/// Pushes the closure of a job and its arguments, if their values and those of its upvalues are as for [`plain`], and its
+/// factory is at hand; what it leaves on the stack else is not specified. The factory is called under protection.
+///
+/// # Safety
+/// `state` is the VM of `functions`, on this thread, with [`PLAIN_ROOM`] free slots.
+unsafe fn plain_job(state: *mut lua_State, functions: &Functions, message: &Message) -> Option<Result<c_int, Raised>> {
+    let (head, rest) = message.bytes.split_first_chunk()?;
+    let &[count, tag::FUNC, 0, upvalues, ref rest @ ..] = rest else { return None };
+    let (count, upvalues) = (usize::from(count), usize::from(upvalues));
+    if *head != wire::HEAD_OF_ONE || !(1..=PLAIN).contains(&count) || upvalues > PLAIN_UPVALUES {
+        return None;
+    }
+    let mut reader = Reader::new(rest);
+    // SAFETY: as many pushes as there is room for; the factory makes a closure, and nothing of it is ours.
+    unsafe {
+        if !functions.push_factory(state, message.codes.first()?) {
+            return None;
+        }
+        for _ in 0..upvalues {
+            if reader.u8().ok()? != tag::CELL {
+                return None;
+            }
+            plain_values(state, &mut reader, 1).ok()?;
+        }
+        match ffi::lua_pcall(state, upvalues as c_int, 1, 0) {
+            ffi::LUA_OK => {}
+            // It raises nothing itself.
+            ffi::LUA_ERRRUN => return Some(Err(Raised::Hook)),
+            _ => return Some(Err(Raised::Error)),
+        }
+        plain_values(state, &mut reader, count - 1).ok()?;
+    }
+    (reader.remaining() == 0).then_some(Ok(count as c_int))
+}
+
 /// Pushes the values of `message`; gives their number, or an error with its value on top of the stack.
 ///
 /// # Safety
-/// `state` is the VM of `functions`, on this thread, with [`PLAIN`] free slots; `inner` is the stack index of [`inner`] as
-/// a C function.
+/// `state` is the VM of `functions`, on this thread, with two free slots; `inner` is the stack index of [`inner`] as a C
+/// function.
 pub unsafe fn decode(
     state: *mut lua_State,
     inner: c_int,
@@ -198,10 +285,6 @@ pub unsafe fn decode(
     scratch: &mut Scratch,
     role: Role<'_>,
 ) -> Result<c_int, Raised> {
-    // SAFETY: the caller's promise.
-    if let Some(count) = unsafe { plain(state, message) } {
-        return Ok(count);
-    }
     scratch.deferred.clear();
     scratch.cells.clear();
     scratch.shapes.clear();
@@ -559,11 +642,9 @@ impl Decoder<'_> {
         // SAFETY: one value is pushed; room was made.
         unsafe {
             match tag {
-                tag::NIL => ffi::lua_pushnil(self.state),
-                tag::FALSE => ffi::lua_pushboolean(self.state, 0),
-                tag::TRUE => ffi::lua_pushboolean(self.state, 1),
-                tag::NUMBER => ffi::lua_pushnumber(self.state, self.reader.f64()?),
-                tag::INT => ffi::lua_pushnumber(self.state, self.reader.int()?),
+                tag::NIL | tag::FALSE | tag::TRUE | tag::NUMBER | tag::INT => {
+                    plain_value(self.state, &mut self.reader, tag)?;
+                }
                 tag::STR8 => {
                     let len = usize::from(self.reader.u8()?);
                     push_bytes(self.state, self.reader.take(len)?);

@@ -553,6 +553,25 @@ impl Functions {
         }
     }
 
+    /// Pushes the factory of the closures of `code`, which takes the upvalues' values; or nothing, if it is not at hand.
+    /// Raises nothing.
+    ///
+    /// # Safety
+    /// `state` is this VM, with two free stack slots.
+    pub unsafe fn push_factory(&self, state: *mut lua_State, code: &Code) -> bool {
+        // SAFETY: the reference is a table; one function is left, or nothing.
+        unsafe {
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.young.get());
+            ffi::lua_rawgeti_(state, -1, code.id as c_int);
+            ffi::lua_remove(state, -2);
+            let is_there = ffi::lua_type(state, -1) == ffi::LUA_TFUNCTION;
+            if !is_there {
+                ffi::lua_settop(state, -2);
+            }
+            is_there
+        }
+    }
+
     /// Pushes the function that `source` gives, which makes a table of its arguments; compiled once in the VM. May
     /// raise.
     ///

@@ -49,6 +49,8 @@ pub const VERSION: u8 = 4;
 pub const HEADER: usize = 7;
 /// A head that says nothing, for what has no more to say.
 pub const HEAD: [u8; HEADER] = [VERSION, 0, 0, 0, 0, 0, 0];
+/// The same of a message with one object.
+pub const HEAD_OF_ONE: [u8; HEADER] = [VERSION, 0, 0, 1, 0, 0, 0];
 /// How many objects may be nested before contents are deferred. Two Lua stack slots are needed for each.
 pub const MAX_DEPTH: usize = 48;
 /// How long a string is lent and not copied, in bytes: where copying costs more than keeping account.

@@ -106,9 +106,8 @@ unsafe fn closure(
                 Value::Table(_) | Value::Other => return None,
             }
         }
-        // Of one object.
-        if let Some([.., objects, _, _, _]) = message.bytes.first_chunk_mut::<HEADER>() {
-            *objects = 1;
+        if let Some(head) = message.bytes.first_chunk_mut::<HEADER>() {
+            *head = wire::HEAD_OF_ONE;
         }
         Some(code)
     }

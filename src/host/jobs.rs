@@ -123,13 +123,17 @@ unsafe fn encode_top(
 /// Pushes a message's values: their number, or the error on top.
 ///
 /// # Safety
-/// In a C function of ours, with [`decode::PLAIN`] free slots.
+/// In a C function of ours, with [`decode::PLAIN_ROOM`] free slots.
 pub(super) unsafe fn decode_onto(
     state: *mut lua_State,
     vm: &Vm,
     message: &Message,
     role: Role<'_>,
 ) -> Result<c_int, decode::Raised> {
+    // SAFETY: the caller's promise.
+    if let Some(result) = unsafe { decode::quick(state, &vm.functions, message, &role) } {
+        return result;
+    }
     let mut scratch = vm.take_scratch();
     // SAFETY: the third upvalue is the inner function.
     let result = unsafe {

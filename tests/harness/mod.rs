@@ -194,6 +194,14 @@ impl Harness {
     }
 
     fn decode(&self, message: &Message, role: Role<'_>) -> Result<c_int, Raised> {
+        // SAFETY: as above; there is room for what is pushed.
+        let quick = unsafe {
+            ffi::lua_checkstack(self.state, decode::PLAIN_ROOM as c_int);
+            decode::quick(self.state, &self.vm.functions, message, &role)
+        };
+        if let Some(result) = quick {
+            return result;
+        }
         let mut scratch = self.vm.take_scratch();
         // SAFETY: as above.
         let result = unsafe {
