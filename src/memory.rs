@@ -26,8 +26,9 @@ use std::{
 
 use crate::luajit::{ffi, lua_State};
 
-/// The smallest block that is kept; LuaJIT's own bound for mapping one.
+/// The smallest block that is kept; LuaJIT's own bound for mapping one. A power of two.
 const LEAST: usize = 128 << 10;
+const _: () = assert!(LEAST.is_power_of_two(), "two sizes are compared with it at once");
 /// The smallest that is not: beyond this LuaJIT moves mapped pages when a block grows, which is better.
 const MOST: usize = 16 << 20;
 /// How much may be kept.
@@ -245,7 +246,8 @@ unsafe extern "C" fn allocate(data: *mut c_void, block: *mut c_void, old: usize,
         if new > old && !memory.allows(new - old) {
             return null_mut();
         }
-        let given = if !is_large(old) && !is_large(new) {
+        // The first is nearly always so, and said by one comparison.
+        let given = if (old | new) < LEAST || !is_large(old) && !is_large(new) {
             (memory.inner)(memory.inner_data, block, old, new)
         } else if new == 0 {
             memory.give(block, old);

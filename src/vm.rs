@@ -219,6 +219,8 @@ pub struct Vm {
     pub current: Cell<std::ffi::c_int>,
     /// The scheduler's Lua is loaded.
     pub has_scheduler: Cell<bool>,
+    /// When the last job ended, if nothing else has been done since: then the next one begins.
+    ended: Cell<Option<Instant>>,
     /// The job that `turn` is about to run, or has run: should memory run out there, that is what is lost.
     pub in_hand: Cell<Option<usize>>,
     /// Completions of this VM's scheduler that are awaited or run.
@@ -318,6 +320,7 @@ impl Vm {
             is_direct: Cell::new(false),
             current: Cell::new(0),
             has_scheduler: Cell::new(false),
+            ended: Cell::new(None),
             in_hand: Cell::new(None),
             completions: Cell::new(0),
             tickets: Cell::new(0),
@@ -806,6 +809,7 @@ impl Vm {
         let mut jobs_first = self.turns.get().is_multiple_of(JOBS_FIRST);
         loop {
             if !jobs_first && let Some(event) = self.next_event() {
+                self.forget_end();
                 if let Some(worker) = &self.worker {
                     // It runs what waited for the event, and looks for no job meanwhile.
                     worker.leave_search();
@@ -835,6 +839,7 @@ impl Vm {
             if !block {
                 return Next::Nothing;
             }
+            self.forget_end();
             let timeout = {
                 let timers = self.timers.borrow();
                 if timers.is_empty() { None } else { timers.next_in(Instant::now()) }
@@ -1048,7 +1053,8 @@ impl Vm {
             *self.root.borrow_mut() = host.cloned();
         }
         self.sessions.set(self.sessions.get() + 1);
-        let running = Some(Running { job, origin: None, started: Instant::now(), is_settled: false });
+        let started = self.ended.take().unwrap_or_else(Instant::now);
+        let running = Some(Running { job, origin: None, started, is_settled: false });
         let mut slots = self.running.borrow_mut();
         if let Some(slot) = self.vacant.borrow_mut().pop()
             && let Some(place) = slots.get_mut(slot)
@@ -1168,6 +1174,11 @@ impl Vm {
         }
     }
 
+    /// Something else is done than to begin with the next job.
+    pub fn forget_end(&self) {
+        self.ended.set(None);
+    }
+
     /// The worker does not look for a job after all.
     pub fn end_search(&self) {
         if let Some(worker) = &self.worker {
@@ -1218,7 +1229,9 @@ impl Vm {
         self.vacant.borrow_mut().push(slot);
         self.sessions.set(self.sessions.get().saturating_sub(1));
         if let Some(worker) = &self.worker {
-            worker.job_ended(running.started.elapsed(), ok);
+            let now = Instant::now();
+            worker.job_ended(now.duration_since(running.started), ok);
+            self.ended.set(Some(now));
         }
         Some(running.job)
     }

@@ -68,6 +68,7 @@ pub(super) unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         // What has raised has left it so, and the scheduler has seen to it.
         vm.is_direct.set(false);
+        vm.forget_end();
         let given = turns(state, vm);
         leave(state, vm);
         vm.end_search();
@@ -283,32 +284,37 @@ unsafe fn set_environment(state: *mut lua_State, vm: &Vm, thread: *mut lua_State
     }
 }
 
-/// Runs what is on top, a function and its arguments, `count` in all, as the session; gives the status of its coroutine,
-/// on which what has come of it stands: what `xpcall` has given, or an error of that.
+/// Makes the coroutine ready for a session of so many values.
 ///
 /// # Safety
-/// In `turn`, with the values on top; the thread's stack is empty.
-unsafe fn run(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, count: c_int) -> c_int {
-    // SAFETY: the caller's promise; the thread is one that has ended, or not begun.
+/// In `turn`, three free slots; the thread is one that has ended, or not begun, and its stack is empty.
+unsafe fn ready(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, count: c_int) {
+    // SAFETY: the caller's promise.
     unsafe {
         if ffi::lua_checkstack(thread, count + 8) == 0 {
             push_bytes(state, b"not enough memory");
             ffi::lua_error(state);
         }
         set_environment(state, vm, thread);
-        ffi::lua_pushvalue(state, XPCALL);
-        ffi::lua_insert(state, -count - 1);
-        ffi::lua_pushvalue(state, FAILURE);
-        ffi::lua_insert(state, -count);
-        ffi::lua_xmove(state, thread, count + 2);
-        ffi::lua_resume_(thread, count + 1)
+    }
+}
+
+/// Moves a value from the stack to that of the coroutine.
+///
+/// # Safety
+/// In `turn`, after [`ready`], with a free slot.
+unsafe fn hand(state: *mut lua_State, thread: *mut lua_State, at: c_int) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        ffi::lua_pushvalue(state, at);
+        ffi::lua_xmove(state, thread, 1);
     }
 }
 
 /// Gives what has become of a session to the scheduler; `status` is its coroutine's.
 ///
 /// # Safety
-/// In `turn`, after [`run`].
+/// In `turn`, after the coroutine has run.
 unsafe fn hand_over(
     state: *mut lua_State,
     thread: *mut lua_State,
@@ -409,13 +415,17 @@ unsafe fn completion(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, tic
         // The ticket is the completion's until it has ended.
         ffi::lua_pushboolean(state, 0);
         ffi::lua_rawseti_(state, WAITING, ticket as c_int);
-        // In the place of the ticket: what is above that is its arguments.
-        ffi::lua_replace(state, LAST + 2);
         if vm.worker.is_some() {
             enter_job(state, vm, None);
         }
         begin(state, vm, None);
-        let status = run(state, vm, thread, count - 1);
+        ready(state, vm, thread, count);
+        // `xpcall(function, failure, values…)`, of which it gives what it has given, or an error of that.
+        hand(state, thread, XPCALL);
+        ffi::lua_xmove(state, thread, 1);
+        hand(state, thread, FAILURE);
+        ffi::lua_xmove(state, thread, count - 2);
+        let status = ffi::lua_resume_(thread, count);
         vm.in_hand.set(None);
         if status != ffi::LUA_OK || vm.touched.get() || ffi::lua_toboolean(thread, 1) == 0 {
             return Some(hand_over(state, thread, status, Some(ticket), None));
@@ -537,6 +547,9 @@ unsafe fn job(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usiz
 unsafe fn job_inside(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: usize) -> Option<c_int> {
     // SAFETY: as `job`.
     unsafe {
+        // `xpcall(function, failure, values…)`, the failure in the completion's place.
+        const COMPLETION: c_int = LAST + 3;
+        ffi::lua_pushvalue(state, XPCALL);
         let count = match open_job(state, vm, slot) {
             Opened::Values(count) => count,
             // Its session is to load the module.
@@ -550,15 +563,18 @@ unsafe fn job_inside(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slo
             }
         };
         ffi::luaL_checkstack_(state, ROOM, c"too many values received".as_ptr());
-        if ffi::lua_type(state, LAST + 2) != ffi::LUA_TNIL {
+        if ffi::lua_type(state, COMPLETION) != ffi::LUA_TNIL {
             ffi::lua_pushnumber(state, kind::OPENED);
-            ffi::lua_insert(state, LAST + 1);
+            ffi::lua_replace(state, LAST + 1);
             ffi::lua_pushnumber(state, slot as f64);
             ffi::lua_insert(state, LAST + 2);
             return Some(count + 2);
         }
-        ffi::lua_remove(state, LAST + 2);
-        let status = run(state, vm, thread, count - 1);
+        ready(state, vm, thread, count);
+        ffi::lua_pushvalue(state, FAILURE);
+        ffi::lua_replace(state, COMPLETION);
+        ffi::lua_xmove(state, thread, count + 1);
+        let status = ffi::lua_resume_(thread, count);
         if status != ffi::LUA_YIELD {
             // What follows is none of the job's code.
             end_hook(state);

@@ -430,6 +430,7 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         let block = ffi::lua_toboolean(state, 1) != 0;
         vm.set_deep(ffi::lua_toboolean(state, 2) != 0);
+        vm.forget_end();
         let awaited = slot_at(state, 3).map(|ticket| ticket as u64);
         ffi::lua_settop(state, 0);
         if let Some(job) = awaited.and_then(|ticket| vm.unpark(ticket)) {
