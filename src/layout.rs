@@ -13,9 +13,10 @@
 //! node    = value:8 key:8 next:8
 //! Lua function = next:8 marks:4 -:4 environment:8 list:8 code:8 [cells]
 //! cell    = next:8 marks:4 -:4 [value] -:8 value:8
+//! state   = next:8 marks:4 -:4 -:8 list:8 first:8 behind:8       the values of the running function
 //! ```
 //!
-//! **What may be read when.** A table that the stack holds, at any time. A table or string that was found in one, until
+//! **What may be read when.** The values of a function until the next call of the API. A table that the stack holds, at any time. A table or string that was found in one, until
 //! the next call of the API that may allocate or run Lua: only then can a collector run, and a finalizer change what it
 //! likes.
 
@@ -27,14 +28,21 @@ use std::{
 use crate::luajit::{ffi, lua_State, lua_upvalueid, push_bytes, string_at};
 
 const POINTER: u64 = (1 << 47) - 1;
+/// The API's number of cdata, which Lua does not have.
+const CDATA: c_int = 10;
 
 /// Tags as LuaJIT numbers them, from the top.
 mod tag {
     pub(super) const NIL: u32 = !0;
     pub(super) const FALSE: u32 = !1;
     pub(super) const TRUE: u32 = !2;
+    pub(super) const LIGHT: u32 = !3;
     pub(super) const STRING: u32 = !4;
+    pub(super) const THREAD: u32 = !6;
+    pub(super) const FUNCTION: u32 = !8;
+    pub(super) const CDATA: u32 = !10;
     pub(super) const TABLE: u32 = !11;
+    pub(super) const USERDATA: u32 = !12;
     /// Of an integer where LuaJIT has them; all below are numbers.
     pub(super) const INTEGER: u32 = !13;
 }
@@ -86,6 +94,27 @@ impl Slot {
     #[inline(always)]
     pub fn is_nil(self) -> bool {
         ((self.0 as i64) >> 47) as u32 == tag::NIL
+    }
+
+    /// Its type, as the API numbers them.
+    #[inline(always)]
+    fn kind(self) -> c_int {
+        let tag = ((self.0 as i64) >> 47) as u32;
+        if tag < tag::INTEGER {
+            return ffi::LUA_TNUMBER;
+        }
+        match tag {
+            tag::NIL => ffi::LUA_TNIL,
+            tag::FALSE | tag::TRUE => ffi::LUA_TBOOLEAN,
+            tag::LIGHT => ffi::LUA_TLIGHTUSERDATA,
+            tag::STRING => ffi::LUA_TSTRING,
+            tag::THREAD => ffi::LUA_TTHREAD,
+            tag::FUNCTION => ffi::LUA_TFUNCTION,
+            tag::TABLE => ffi::LUA_TTABLE,
+            tag::USERDATA => ffi::LUA_TUSERDATA,
+            tag::CDATA => CDATA,
+            _ => ffi::LUA_TNONE,
+        }
     }
 
     /// As it lies in memory.
@@ -296,7 +325,7 @@ pub unsafe fn verify(state: *mut lua_State) -> bool {
         && unsafe {
             let top = ffi::lua_gettop(state);
             ffi::luaL_checkstack_(state, 20, c"no room".as_ptr());
-            let fits = heads_fit(state) && contents_fit(state) && functions_fit(state);
+            let fits = heads_fit(state) && contents_fit(state) && functions_fit(state) && views_fit(state);
             ffi::lua_settop(state, top);
             fits
         };
@@ -337,6 +366,199 @@ unsafe fn heads_fit(state: *mut lua_State) -> bool {
     }
 }
 
+/// The head of a coroutine, or of a VM's main one.
+#[derive(Debug)]
+#[repr(C)]
+struct State {
+    _next: u64,
+    _marks: [u8; 8],
+    _vm: u64,
+    _list: u64,
+    first: *const Slot,
+    behind: *const Slot,
+}
+
+/// The values of the running C function, or those on a coroutine that does not run: read where they lie, or by the API
+/// where that may not be. Not to be used after a call of the API.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    state: *mut lua_State,
+    /// Null where the API is asked.
+    first: *const Slot,
+    behind: *const Slot,
+}
+
+impl View {
+    /// Of a state as it is now.
+    ///
+    /// # Safety
+    /// `state` is of this thread; `direct` only where [`verify`] has found that it may be read.
+    #[inline(always)]
+    pub unsafe fn of(state: *mut lua_State, direct: bool) -> Self {
+        if !direct {
+            return Self { state, first: std::ptr::null(), behind: std::ptr::null() };
+        }
+        // SAFETY: the caller's promise.
+        let head = unsafe { &*state.cast::<State>() };
+        Self { state, first: head.first, behind: head.behind }
+    }
+
+    /// The value at a positive index, if the view reads it and there is one.
+    ///
+    /// # Safety
+    /// No call of the API has been made since it was taken.
+    #[inline(always)]
+    unsafe fn slot(&self, at: c_int) -> Option<Slot> {
+        let place = self.first.wrapping_add(at as usize - 1);
+        // SAFETY: between the first value and what is behind the last.
+        (place < self.behind).then(|| unsafe { *place })
+    }
+
+    /// The type of the value at a positive index, as `lua_type` gives it.
+    ///
+    /// # Safety
+    /// As [`View::slot`].
+    #[inline(always)]
+    pub unsafe fn kind(&self, at: c_int) -> c_int {
+        // SAFETY: the caller's promise; else LuaJIT checks the index.
+        unsafe {
+            if self.first.is_null() {
+                return ffi::lua_type(self.state, at);
+            }
+            self.slot(at).map_or(ffi::LUA_TNONE, Slot::kind)
+        }
+    }
+
+    /// The number there, if it is one.
+    ///
+    /// # Safety
+    /// As [`View::slot`].
+    #[inline(always)]
+    pub unsafe fn number(&self, at: c_int) -> Option<f64> {
+        // SAFETY: as `kind`.
+        unsafe {
+            if self.first.is_null() {
+                return (ffi::lua_type(self.state, at) == ffi::LUA_TNUMBER).then(|| ffi::lua_tonumber(self.state, at));
+            }
+            match self.slot(at)?.value() {
+                Value::Number(number) => Some(number),
+                _ => None,
+            }
+        }
+    }
+
+    /// Whether what is there counts as true.
+    ///
+    /// # Safety
+    /// As [`View::slot`].
+    #[inline(always)]
+    pub unsafe fn is_true(&self, at: c_int) -> bool {
+        // SAFETY: as `kind`.
+        unsafe {
+            if self.first.is_null() {
+                return ffi::lua_toboolean(self.state, at) != 0;
+            }
+            self.slot(at).is_some_and(|slot| !matches!(slot.value(), Value::Nil | Value::Boolean(false)))
+        }
+    }
+
+    /// The bytes of the string there, which are there as long as it is.
+    ///
+    /// # Safety
+    /// As [`View::slot`]; a string is there.
+    #[inline(always)]
+    pub unsafe fn bytes<'a>(&self, at: c_int) -> &'a [u8] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.slot(at).and_then(Slot::string) {
+                Some(text) if !self.first.is_null() => bytes(text),
+                _ => string_at(self.state, at),
+            }
+        }
+    }
+
+    /// Whether a Lua function is there, and not one of C's.
+    ///
+    /// # Safety
+    /// As [`View::slot`].
+    #[inline(always)]
+    pub unsafe fn is_lua_function(&self, at: c_int) -> bool {
+        // SAFETY: as `kind`.
+        unsafe {
+            if self.first.is_null() {
+                return ffi::lua_type(self.state, at) == ffi::LUA_TFUNCTION && ffi::lua_iscfunction(self.state, at) == 0;
+            }
+            self.closure(at).is_some()
+        }
+    }
+
+    /// The Lua function there, if it is one, where it may be read.
+    ///
+    /// # Safety
+    /// As [`View::slot`].
+    #[inline(always)]
+    pub unsafe fn closure<'a>(&self, at: c_int) -> Option<&'a Closure> {
+        // SAFETY: the caller's promise; a function is alive while it is there.
+        unsafe {
+            let slot = self.slot(at).filter(|slot| slot.kind() == ffi::LUA_TFUNCTION && !self.first.is_null())?;
+            Some(&*((slot.0 & POINTER) as *const Closure)).filter(|closure| closure.is_lua())
+        }
+    }
+}
+
+/// Compares what a view gives of values of each type with what the API does, on a state and on a new coroutine.
+///
+/// # Safety
+/// As [`verify`].
+unsafe fn views_fit(state: *mut lua_State) -> bool {
+    unsafe extern "C-unwind" fn nothing(_: *mut lua_State) -> c_int {
+        0
+    }
+    // SAFETY: what is pushed is taken off by the caller. A state has more than its head's 48 bytes, and nothing is
+    // followed before the distance between its two pointers is known to be that of its values.
+    unsafe {
+        let thread = ffi::lua_newthread(state);
+        for of in [state, thread] {
+            let view = View::of(of, true);
+            let before = ffi::lua_gettop(of);
+            ffi::luaL_checkstack_(of, 20, c"no room".as_ptr());
+            ffi::lua_pushnil(of);
+            let grown = View::of(of, true);
+            let size = |view: &View| view.behind.addr().wrapping_sub(view.first.addr());
+            let count = before as usize;
+            if size(&view) != count * 8 || size(&grown) != (count + 1) * 8 || grown.first.is_null() {
+                return false;
+            }
+            ffi::lua_pushboolean(of, 0);
+            ffi::lua_pushboolean(of, 1);
+            ffi::lua_pushnumber(of, -1.5);
+            ffi::lua_pushnumber(of, f64::NAN);
+            push_bytes(of, b"a string");
+            ffi::lua_createtable(of, 0, 0);
+            ffi::lua_pushcclosure(of, nothing, 0);
+            ffi::lua_pushlightuserdata(of, (&raw mut *thread).cast());
+            ffi::lua_newuserdata(of, 8);
+            ffi::lua_pushthread(of);
+            if ffi::luaL_loadbuffer(of, b"return".as_ptr().cast(), 6, c"=msys".as_ptr()) != ffi::LUA_OK {
+                return false;
+            }
+            let (view, api, top) = (View::of(of, true), View::of(of, false), ffi::lua_gettop(of));
+            let fits = (1..=top + 1).all(|at| {
+                let kind = ffi::lua_type(of, at);
+                view.kind(at) == kind
+                    && view.is_true(at) == api.is_true(at)
+                    && view.number(at).map(f64::to_bits) == api.number(at).map(f64::to_bits)
+                    && (kind != ffi::LUA_TSTRING || std::ptr::eq(view.bytes(at), api.bytes(at)))
+                    && view.is_lua_function(at) == api.is_lua_function(at)
+            });
+            if !fits {
+                return false;
+            }
+        }
+    }
+    true
+}
+
 /// The head of a Lua function; its cells stand behind.
 #[derive(Debug)]
 #[repr(C)]
@@ -360,6 +582,13 @@ pub struct Cell {
 }
 
 impl Closure {
+    /// Whether it is what it is taken for: C functions have the same type.
+    #[inline(always)]
+    fn is_lua(&self) -> bool {
+        let [_, _, of_c, _] = self.marks;
+        of_c == 0
+    }
+
     /// Its environment.
     #[inline(always)]
     pub fn environment(&self) -> *const c_void {

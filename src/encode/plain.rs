@@ -9,8 +9,8 @@ use super::{Purpose, Request};
 use crate::{
     code::Code,
     functions::Functions,
-    layout::{self, Value},
-    luajit::{ffi, lua_State, string_at},
+    layout::{self, Closure, Value, View},
+    luajit::{ffi, lua_State},
     wire::{self, HEADER, LEND, Message, put_number, put_text, put_varint, tag},
 };
 
@@ -36,15 +36,20 @@ pub(crate) unsafe fn write(
     message.bytes.extend_from_slice(&wire::HEAD);
     put_varint(&mut message.bytes, (last + 1 - first) as u64);
     let mut code = None;
+    // SAFETY: the state is of this thread.
+    let mut view = unsafe { View::of(state, functions.direct) };
     for at in first..=last {
         // SAFETY: valid indices, and each arm calls what fits the type, none of which raises.
         unsafe {
-            match ffi::lua_type(state, at) {
+            match view.kind(at) {
                 ffi::LUA_TNIL => message.bytes.push(tag::NIL),
-                ffi::LUA_TBOOLEAN => message.bytes.push(boolean(ffi::lua_toboolean(state, at) != 0)),
-                ffi::LUA_TNUMBER => put_number(&mut message.bytes, ffi::lua_tonumber(state, at)),
-                ffi::LUA_TSTRING => text(message, string_at(state, at))?,
-                ffi::LUA_TFUNCTION if at == first => code = Some(closure(state, at, request, functions, message)?),
+                ffi::LUA_TBOOLEAN => message.bytes.push(boolean(view.is_true(at))),
+                ffi::LUA_TNUMBER => put_number(&mut message.bytes, view.number(at)?),
+                ffi::LUA_TSTRING => text(message, view.bytes(at))?,
+                ffi::LUA_TFUNCTION if at == first => {
+                    code = Some(closure(state, view.closure(at)?, request, functions, message)?);
+                    view = View::of(state, functions.direct);
+                }
                 _ => return None,
             }
         }
@@ -65,10 +70,10 @@ fn text(message: &mut Message, bytes: &[u8]) -> Option<()> {
 /// in cells of their own; gives its code.
 ///
 /// # Safety
-/// As [`write`], a function at `at`.
+/// As [`write`], a function on the stack.
 unsafe fn closure(
     state: *mut lua_State,
-    at: c_int,
+    function: &Closure,
     request: &Request<'_>,
     functions: &Functions,
     message: &mut Message,
@@ -76,12 +81,8 @@ unsafe fn closure(
     let Purpose::Job { keep, capture, .. } = request.purpose else { return None };
     // SAFETY: a Lua function is on the stack, and nothing runs meanwhile.
     unsafe {
-        if ffi::lua_iscfunction(state, at) != 0 {
-            return None;
-        }
-        let function = functions.closure_at(state, at)?;
         // One in a module crosses by its name.
-        if function.environment() != functions.globals || functions.name_of(ffi::lua_topointer(state, at)).is_some() {
+        if function.environment() != functions.globals || functions.name_of(std::ptr::from_ref(function).cast()).is_some() {
             return None;
         }
         let code = functions.known_code(state, function)?;

@@ -101,15 +101,15 @@ unsafe fn turns(state: *mut lua_State, vm: &Vm) -> c_int {
                 Next::Event(job) => {
                     let mode = (job.value.kind == Kind::Outcome).then_some(job.value.mode);
                     let ticket = job.value.ticket;
-                    let count = match plain_event(state, vm, job) {
-                        Ok(count) => count,
+                    let (count, has_come) = match plain_event(state, vm, job) {
+                        Ok(count) => (count, true),
                         Err(job) => {
                             // It may run code of modules.
                             leave(state, vm);
-                            event(state, vm, job, None)
+                            let count = event(state, vm, job, None);
+                            (count, ffi::lua_tonumber(state, LAST + 1) == kind::OUTCOME)
                         }
                     };
-                    let has_come = ffi::lua_tonumber(state, LAST + 1) == kind::OUTCOME;
                     match mode {
                         Some(Mode::Scheduled) if has_come => completion(state, vm, thread, ticket, count),
                         Some(Mode::Sync) if has_come => session(state, vm, ticket, count),

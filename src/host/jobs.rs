@@ -18,6 +18,7 @@ use crate::{
     error::Error,
     handles::Future,
     job::{Job, Kind, Mode, Sink},
+    layout::View,
     luajit::{ffi, lua_State, push_bytes},
     origin::Origin,
     pool::WhenFull,
@@ -257,7 +258,7 @@ unsafe fn send_job(state: *mut lua_State, vm: &Vm, pool: u32, first: c_int, subm
         let Some(pool) = vm.pool(pool) else {
             return Sent::Refused(failed(state, b"unknown", ""));
         };
-        if ffi::lua_iscfunction(state, first) != 0 {
+        if !View::of(state, vm.functions.direct).is_lua_function(first) {
             return Sent::Refused(failed(state, b"text", "closure must be a Lua function, got a C function"));
         }
         if let Err(error) = vm.admit(&pool, slot) {
@@ -360,39 +361,43 @@ unsafe extern "C-unwind" fn send(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
         let vm = vm(state);
-        let scheduled = ffi::lua_tonumber(state, THIRD + 1) == COMPLETE_HERE;
-        ffi::lua_settop(state, THIRD);
-        let mode = match ffi::lua_type(state, THIRD) {
-            ffi::LUA_TNIL => Mode::Sync,
-            ffi::LUA_TBOOLEAN if ffi::lua_toboolean(state, THIRD) == 0 => Mode::Sync,
+        let view = View::of(state, vm.functions.direct);
+        let mode = match view.kind(THIRD) {
+            ffi::LUA_TNIL | ffi::LUA_TNONE => Mode::Sync,
+            ffi::LUA_TBOOLEAN if !view.is_true(THIRD) => Mode::Sync,
             ffi::LUA_TBOOLEAN => Mode::Async,
-            ffi::LUA_TFUNCTION if scheduled => Mode::Scheduled,
+            ffi::LUA_TFUNCTION if view.number(THIRD + 1) == Some(COMPLETE_HERE) => Mode::Scheduled,
             ffi::LUA_TFUNCTION => Mode::Async,
             _ => return 0,
         };
-        if ffi::lua_type(state, CLOSURE) != ffi::LUA_TFUNCTION {
+        if view.kind(CLOSURE) != ffi::LUA_TFUNCTION {
             return 0;
         }
         let ticket = if mode == Mode::Async { 0 } else { vm.new_ticket() };
-        let completes = mode == Mode::Async && ffi::lua_type(state, THIRD) == ffi::LUA_TFUNCTION;
-        if mode == Mode::Scheduled {
-            ffi::lua_rawseti_(state, WAITING, ticket as c_int);
-        }
-        if !completes {
-            ffi::lua_settop(state, CLOSURE);
-            ffi::lua_pushnil(state);
-        }
+        let completes = mode == Mode::Async && view.kind(THIRD) == ffi::LUA_TFUNCTION;
+        let whole = |at| view.number(at).map(|number| number as u64);
+        let pool = whole(1).unwrap_or_default() as u32;
         let submission = Submission {
             mode,
             ticket,
-            slot: slot_at(state, 2),
-            session: session_at(state, 3),
+            slot: whole(2).map(|slot| slot as usize),
+            session: whole(3).filter(|session| *session != 0),
             name: None,
-            flags: ffi::lua_tonumber(state, 4) as u32,
+            flags: whole(4).unwrap_or_default() as u32,
             limits: None,
             completes,
         };
-        match send_job(state, vm, ffi::lua_tonumber(state, 1) as u32, CLOSURE, submission) {
+        if mode == Mode::Scheduled {
+            ffi::lua_settop(state, THIRD);
+            ffi::lua_rawseti_(state, WAITING, ticket as c_int);
+            ffi::lua_pushnil(state);
+        } else if completes {
+            ffi::lua_settop(state, THIRD);
+        } else {
+            ffi::lua_settop(state, CLOSURE);
+            ffi::lua_pushnil(state);
+        }
+        match send_job(state, vm, pool, CLOSURE, submission) {
             Sent::Job(_) => {
                 match mode {
                     Mode::Sync => ffi::lua_pushnumber(state, ticket as f64),
