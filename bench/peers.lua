@@ -29,7 +29,24 @@ local COMMANDS = {
 --- What is measured. `less` is better, or more; `second` names the second figure of those that have two; `pinned` has
 --- all on one core; `peers` are those that can do it.
 local ROWS = {
-  { row = "tiny", what = "tiny jobs with a completion, thousands a second", scale = 1e-3, peers = PEERS },
+  {
+    row = "closures",
+    what = "tiny jobs, each a new function with a new completion, thousands a second",
+    scale = 1e-3,
+    peers = { "msys", "luv" },
+  },
+  {
+    row = "tiny",
+    what = "the same, peers with one function that they prepared, thousands a second",
+    scale = 1e-3,
+    peers = { "msys", "luv", "nginx" },
+  },
+  {
+    row = "channels",
+    what = "numbers to a loop in each thread and back, thousands a second",
+    scale = 1e-3,
+    peers = { "msys", "cqueues", "love" },
+  },
   { row = "sessions", what = "tiny jobs from 100 sessions that wait, thousands a second", scale = 1e-3 },
   { row = "worker", what = "tiny jobs submitted by a worker, thousands a second", scale = 1e-3 },
   {
@@ -66,6 +83,9 @@ local ROWS = {
   { row = "queued", what = "resident memory a queued job, bytes, of 100,000", less = true },
   { row = "idle", what = "CPU of an idle process, % of a core", less = true },
 }
+
+--- What bounds a speed-up here: two processes that have nothing in common.
+local BOUNDS = { numeric = true, tables = true }
 
 local function read(command)
   local pipe = assert(io.popen(command))
@@ -117,6 +137,8 @@ end
 
 --- By row, figure (1 or 2) and peer: all that was measured.
 local figures = {}
+---@type table<string, number[]>
+local bounds = {}
 for place, row in ipairs(ROWS) do
   figures[place] = { {}, {} }
   if not wanted or wanted[row.row] then
@@ -130,6 +152,10 @@ for place, row in ipairs(ROWS) do
             table.insert(list[peer], value * (row.scale or 1))
           end
         end
+      end
+      if BOUNDS[row.row] then
+        bounds[row.row] = bounds[row.row] or {}
+        table.insert(bounds[row.row], tonumber(read("luajit bench/peers/processes.lua " .. row.row)))
       end
       io.stderr:write(("\rbench: %s, round %d of %d   "):format(row.what, round, rounds))
     end
@@ -178,6 +204,16 @@ for place, row in ipairs(ROWS) do
   end
 end
 
+if bounds.numeric and bounds.tables then
+  local texts = {}
+  for _, row in ipairs { "numeric", "tables" } do
+    local middle, least, most = measure.median(bounds[row])
+    texts[#texts + 1] = ("%s (%s to %s)"):format(short(middle), short(least), short(most))
+  end
+  say("\nTwo processes of plain LuaJIT that have nothing in common, half of the jobs each, in the same rounds: %s times as", texts[1])
+  say("fast as one with the numeric jobs, %s times with the table-heavy ones.", texts[2])
+end
+
 local table_text = table.concat(lines, "\n") .. "\n"
 print(table_text)
 if wanted then return end
@@ -215,9 +251,17 @@ local function bars(what, title)
   end
   return { title = title, bars = list }
 end
+local function row_of(name, pinned)
+  for _, row in ipairs(ROWS) do
+    if row.row == name and row.pinned == pinned then return row end
+  end
+  error("bench/peers.lua: no row " .. name)
+end
+local trip = row_of "trip"
 chart.bars("bench/peers.svg", {
-  bars(ROWS[1].what, "tiny jobs, thousands a second"),
-  bars(ROWS[4].what, "round trip, µs (less is better)"),
-  bars(ROWS[4].second, "round trip, p99, µs (less is better)"),
-  bars(ROWS[5].what, "round trip on one core, µs (less is better)"),
+  bars(row_of("closures").what, "new functions as jobs, thousands a second"),
+  bars(row_of("tiny").what, "tiny jobs, thousands a second"),
+  bars(trip.what, "round trip, µs (less is better)"),
+  bars(trip.second, "round trip, p99, µs (less is better)"),
+  bars(row_of("trip", true).what, "round trip on one core, µs (less is better)"),
 })

@@ -82,7 +82,7 @@ local function speed_up(row)
 end
 
 local rows = {
-  tiny = function()
+  channels = function()
     return with_two("echo", function(workers)
       all(workers, 20000, 128)
       return COUNT.tiny / all(workers, COUNT.tiny, 128)

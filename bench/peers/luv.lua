@@ -27,6 +27,22 @@ local function all(fn, count, ahead)
   return now() - started
 end
 
+--- As a caller writes it who has a function and a completion for each job; gives how many a second.
+local function new_each(count)
+  local done, started = 0, now()
+  for i = 1, count do
+    local work = uv.new_work(function(n)
+      return n
+    end, function(value)
+      done = done + (value == i and 1 or 0)
+    end)
+    work:queue(i)
+  end
+  uv.run()
+  assert(done == count)
+  return count / (now() - started)
+end
+
 local function echo(i)
   return i
 end
@@ -56,6 +72,10 @@ local function speed_up(row)
 end
 
 local rows = {
+  closures = function()
+    new_each(20000)
+    return new_each(COUNT.tiny)
+  end,
   tiny = function()
     all(echo, 20000, 20000)
     return COUNT.tiny / all(echo, COUNT.tiny, COUNT.tiny)

@@ -3,6 +3,7 @@
 local jobs = require "bench.peers.jobs"
 local measure = require "bench.measure"
 local msys = require "msys"
+local thread = require "thread"
 
 local now, must, COUNT = measure.now, measure.must, jobs.COUNT
 local SCHED = msys.core.ECTP_COMPLETE_CALLBACK_SCHED
@@ -122,10 +123,41 @@ local function worker_memory()
   return (with(COUNT.threads) - before) / COUNT.threads
 end
 
+--- Numbers to a loop in each worker and back, all of them given at once; gives how many a second.
+local function channels(count)
+  local input, output = thread.channel(), thread.channel()
+  for _ = 1, jobs.WORKERS do
+    msys.runInPool(pool, function()
+      while true do
+        local ok, i = input:receive()
+        if not ok then return end
+        output:send(i)
+      end
+    end, true)
+  end
+  local started = now()
+  for i = 1, count do
+    input:send(i)
+  end
+  for _ = 1, count do
+    assert(output:receive())
+  end
+  local rate = count / (now() - started)
+  input:close()
+  return rate
+end
+
+local function closures()
+  tiny(20000)
+  return tiny(COUNT.tiny)
+end
+
 local rows = {
-  tiny = function()
-    tiny(20000)
-    return tiny(COUNT.tiny)
+  closures = closures,
+  tiny = closures,
+  channels = function()
+    channels(20000)
+    return channels(COUNT.tiny)
   end,
   sessions = function()
     sessions(20000)
@@ -180,7 +212,7 @@ local rows = {
   memory = worker_memory,
   queued = function()
     -- Bytes a queued job, of 100,000.
-    local go = require("thread").channel()
+    local go = thread.channel()
     for _ = 1, 2 do
       msys.runInPool(pool, function()
         go:receive()

@@ -68,7 +68,7 @@ local function speed_up(what)
 end
 
 local rows = {
-  tiny = function()
+  channels = function()
     local threads = start("echo", jobs.WORKERS)
     all(20000, 20000)
     local value = COUNT.tiny / all(COUNT.tiny, COUNT.tiny)
