@@ -1231,7 +1231,8 @@ impl Vm {
         if let Some(worker) = &self.worker {
             let now = Instant::now();
             worker.job_ended(now.duration_since(running.started), ok);
-            self.ended.set(Some(now));
+            // Where it searches, whoever gets the outcome may run on this core before there is a next job.
+            self.ended.set((!worker.is_searching()).then_some(now));
         }
         Some(running.job)
     }
@@ -1286,6 +1287,7 @@ impl Drop for Vm {
         self.withdraw();
         self.end_sessions();
         self.inbox.borrow().closed.store(true, Ordering::Release);
+        self.inbox.borrow().mailbox.waker().retire();
         let Some(worker) = &self.worker else { return };
         let text = format!("the worker of pool '{}' ended while the job was in progress", worker.pool.config.name);
         self.fail_running("shutdown", &text);

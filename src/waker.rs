@@ -60,6 +60,12 @@ pub fn cores() -> usize {
     }
 }
 
+/// How many of our threads are awake; of workers, and of hosts.
+#[cfg(not(loom))]
+pub fn awake() -> usize {
+    AWAKE.load(Ordering::Relaxed)
+}
+
 /// Whether all our threads that are awake have a core each. If not, a thread that spins keeps from running the very
 /// thread that it spins for; as it does where there is but one core.
 #[cfg(not(loom))]
@@ -98,6 +104,9 @@ enum Block {
 pub struct Waker {
     state: AtomicU32,
     block: Block,
+    /// Its thread counts as one that may be awake.
+    #[cfg(not(loom))]
+    counts: std::sync::atomic::AtomicBool,
 }
 
 impl Waker {
@@ -105,7 +114,12 @@ impl Waker {
     pub fn for_this_thread() -> Self {
         #[cfg(not(loom))]
         AWAKE.fetch_add(1, Ordering::Relaxed);
-        Self { state: AtomicU32::new(EMPTY), block: Block::Thread(thread::current()) }
+        Self {
+            state: AtomicU32::new(EMPTY),
+            block: Block::Thread(thread::current()),
+            #[cfg(not(loom))]
+            counts: true.into(),
+        }
     }
 
     /// A waker for a host, which may change its thread between waits.
@@ -116,7 +130,15 @@ impl Waker {
     pub fn for_host() -> std::io::Result<Self> {
         let block = Block::Fd(eventfd::EventFd::new()?);
         AWAKE.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { state: AtomicU32::new(EMPTY), block })
+        Ok(Self { state: AtomicU32::new(EMPTY), block, counts: true.into() })
+    }
+
+    /// Its thread waits no more, and ends: whoever keeps this keeps no core from being free.
+    #[cfg(not(loom))]
+    pub fn retire(&self) {
+        if self.counts.swap(false, Ordering::Relaxed) {
+            AWAKE.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Ends the current or the next wait.
@@ -232,7 +254,7 @@ impl Waker {
 #[cfg(not(loom))]
 impl Drop for Waker {
     fn drop(&mut self) {
-        AWAKE.fetch_sub(1, Ordering::Relaxed);
+        self.retire();
     }
 }
 

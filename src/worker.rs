@@ -30,9 +30,19 @@ pub fn prepare() {
     interrupt::prepare(face::names());
 }
 
+/// A worker's thread, which counts as awake till its end; others keep its inbox for longer.
+struct Awake(Arc<Inbox>);
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.0.mailbox.waker().retire();
+    }
+}
+
 /// What a worker's thread does, from its VM's start to its end.
 pub fn run(worker: Worker) {
     let inbox = Inbox::new(Mailbox::new(Waker::for_this_thread()));
+    let _awake = Awake(Arc::clone(&inbox));
     worker.register(Arc::clone(&inbox));
     let station = Arc::clone(worker.station());
     interrupt::enter(&station);

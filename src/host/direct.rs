@@ -18,6 +18,7 @@ use crate::{
     job::{Job, Kind, Mode},
     luajit::{ffi, lua_State, push_bytes},
     vm::{Next, Vm},
+    waker,
 };
 
 pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
@@ -31,6 +32,7 @@ pub(super) const FUNCTIONS: &[(&CStr, ffi::lua_CFunction)] = &[
     (c"tickets", tickets),
     (c"in_hand", in_hand),
     (c"completions", completions),
+    (c"awake", awake),
 ];
 
 /// The arguments of `turn`, and what it pushes first.
@@ -66,7 +68,7 @@ pub(super) unsafe extern "C-unwind" fn turn(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
         let vm = vm(state);
-        // What has raised has left it so, and the scheduler has seen to it.
+        // A turn that has raised has left it so; the scheduler (`recover`, `take_on`) has made none the running one.
         vm.is_direct.set(false);
         vm.forget_end();
         let given = turns(state, vm);
@@ -204,7 +206,7 @@ unsafe fn set_tls(state: *mut lua_State) {
 /// Makes the session the one that runs, for the job in `slot` or for a completion.
 ///
 /// # Safety
-/// In `turn`, two free slots.
+/// In `turn`, four free slots.
 unsafe fn begin(state: *mut lua_State, vm: &Vm, slot: Option<usize>) {
     // SAFETY: what is pushed is stored.
     unsafe {
@@ -695,6 +697,13 @@ unsafe extern "C-unwind" fn completions(state: *mut lua_State) -> c_int {
         vm.completions.set(count);
         ffi::lua_pushnumber(state, count as f64);
     }
+    1
+}
+
+/// `awake()` → how many threads of workers and hosts are awake
+unsafe extern "C-unwind" fn awake(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours.
+    unsafe { ffi::lua_pushnumber(state, waker::awake() as f64) };
     1
 }
 
