@@ -332,12 +332,13 @@ local function resumed(session, previous, depth, ok, tag, ...)
     native.unhook()
     if session.number then release_locks(session) end
     if session.counted then sessions = sessions - 1 end
-    session_in_hand, slot_in_hand = nil, nil
+    -- Its job is in hand until it has failed: a finalizer may raise in that, too.
     if for_jobs and session.slot then
       for_jobs.fail(session.slot, tag)
     else
       report(scheduler.explain(tag))
     end
+    session_in_hand, slot_in_hand = nil, nil
   end
   check_interrupt()
 end
@@ -1025,7 +1026,9 @@ end
 ---@param session msys.Session
 ---@param ok boolean  the rest is what `native.turn` gave, or an error
 function scheduler.take_on(session, ok, ...)
-  in_turn = session
+  -- Where the turn has raised, `current` is still the session that ran; in `guarded`, none does.
+  in_turn, current = session, nil
+  set_tls(nil)
   return guarded(taken_on, ok, ...)
 end
 
