@@ -155,7 +155,8 @@ for place, row in ipairs(ROWS) do
       end
       if BOUNDS[row.row] then
         bounds[row.row] = bounds[row.row] or {}
-        table.insert(bounds[row.row], tonumber(read("luajit bench/peers/processes.lua " .. row.row)))
+        local bound = tonumber(read("luajit bench/peers/processes.lua " .. row.row))
+        if bound then table.insert(bounds[row.row], bound) end
       end
       io.stderr:write(("\rbench: %s, round %d of %d   "):format(row.what, round, rounds))
     end
@@ -204,14 +205,14 @@ for place, row in ipairs(ROWS) do
   end
 end
 
-if bounds.numeric and bounds.tables then
+if #(bounds.numeric or {}) > 0 and #(bounds.tables or {}) > 0 then
   local texts = {}
   for _, row in ipairs { "numeric", "tables" } do
     local middle, least, most = measure.median(bounds[row])
     texts[#texts + 1] = ("%s (%s to %s)"):format(short(middle), short(least), short(most))
   end
-  say("\nTwo processes of plain LuaJIT that have nothing in common, half of the jobs each, in the same rounds: %s times as", texts[1])
-  say("fast as one with the numeric jobs, %s times with the table-heavy ones.", texts[2])
+  say "\nTwo processes of plain LuaJIT with nothing in common, half of the jobs each, in the same rounds, against one:"
+  say("numeric %s times as fast, table-heavy %s times.", texts[1], texts[2])
 end
 
 local table_text = table.concat(lines, "\n") .. "\n"

@@ -32,10 +32,10 @@ const MAGIC: [u8; 3] = [0x1b, b'L', b'J'];
 const VERSION: u8 = 2;
 const FLAG_BIG_ENDIAN: u64 = 1;
 const FLAG_STRIPPED: u64 = 2;
-/// Flags that say what the code needs, and nothing about how it is written: FFI, and operators on bits. LuaJITs that
-/// have those (2026) set the second for any function of which four closures were made, whose count has the same bit.
+/// Flags that say nothing about how the code is written: FFI, operators on bits, deterministic. LuaJITs that have the
+/// second (2026) set it for any function of which four closures were made, whose count has the same bit.
 const FLAGS_FREE: u64 = 4 | 0x10 | 0x8000_0000;
-/// All flags that this file understands: endianness, strip, two-slot frames; deterministic is one of the free ones.
+/// All flags that this file understands: endianness, strip, two-slot frames, and those.
 const FLAGS_KNOWN: u64 = 1 | 2 | 8 | FLAGS_FREE;
 
 /// In a prototype's flags, of which it is the part that LuaJIT counts closures in: enough of them.

@@ -1,8 +1,8 @@
 //! A message to Lua values (format: `wire`).
 //!
 //! Called by `host`, through [`decode`]: an outer function that cannot raise around an inner one that can. The bytes
-//! are checked as they are read: what no encoder writes ends in an error, never in a read outside of the message, and
-//! no table is made larger than the bytes that are left could fill.
+//! are checked as they are read: what no encoder writes ends in an error or in other values, never in a read outside of
+//! the message, and no table is made larger than the bytes that are left could fill.
 
 use std::ffi::c_int;
 
@@ -144,7 +144,7 @@ pub enum Raised {
 }
 
 /// So many values are pushed without a protected call.
-pub const PLAIN: usize = 4;
+const PLAIN: usize = 4;
 /// And so many upvalues of a job's closure.
 const PLAIN_UPVALUES: usize = 8;
 /// The free slots that [`plain_job`] needs.
@@ -260,6 +260,9 @@ unsafe fn plain_job(state: *mut lua_State, functions: &Functions, message: &Mess
             }
             plain_values(state, &mut reader, 1).ok()?;
         }
+        if !are_plain(reader, count - 1) {
+            return None;
+        }
         match ffi::lua_pcall(state, upvalues as c_int, 1, 0) {
             ffi::LUA_OK => {}
             // It raises nothing itself.
@@ -268,7 +271,23 @@ unsafe fn plain_job(state: *mut lua_State, functions: &Functions, message: &Mess
         }
         plain_values(state, &mut reader, count - 1).ok()?;
     }
-    (reader.remaining() == 0).then_some(Ok(count as c_int))
+    Some(Ok(count as c_int))
+}
+
+/// Whether so many values are for [`plain_value`], and nothing follows.
+fn are_plain(mut reader: Reader<'_>, count: usize) -> bool {
+    for _ in 0..count {
+        let passed = match reader.u8() {
+            Ok(tag::NIL | tag::FALSE | tag::TRUE) => true,
+            Ok(tag::NUMBER) => reader.f64().is_ok(),
+            Ok(tag::INT) => reader.int().is_ok(),
+            _ => false,
+        };
+        if !passed {
+            return false;
+        }
+    }
+    reader.remaining() == 0
 }
 
 /// Pushes the values of `message`; gives their number, or an error with its value on top of the stack.

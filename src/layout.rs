@@ -16,20 +16,18 @@
 //! state   = next:8 marks:4 -:4 -:8 list:8 first:8 behind:8       the values of the running function
 //! ```
 //!
-//! **What may be read when.** The values of a function until the next call of the API. A table that the stack holds, at any time. A table or string that was found in one, until
-//! the next call of the API that may allocate or run Lua: only then can a collector run, and a finalizer change what it
-//! likes.
+//! **What may be read when.** The values of a function until the next call of the API. A table that the stack holds, at
+//! any time. A table or string that was found in one, until the next call of the API that may allocate or run Lua: only
+//! then can a collector run, and a finalizer change what it likes.
 
 use std::{
     ffi::{c_int, c_void},
     sync::OnceLock,
 };
 
-use crate::luajit::{ffi, lua_State, lua_upvalueid, push_bytes, string_at};
+use crate::luajit::{LUA_TCDATA, ffi, lua_State, lua_upvalueid, push_bytes, string_at};
 
 const POINTER: u64 = (1 << 47) - 1;
-/// The API's number of cdata, which Lua does not have.
-const CDATA: c_int = 10;
 
 /// Tags as LuaJIT numbers them, from the top.
 mod tag {
@@ -47,7 +45,7 @@ mod tag {
     pub(super) const INTEGER: u32 = !13;
 }
 
-/// A value in a table.
+/// A value in a table or on a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Slot(u64);
@@ -112,7 +110,7 @@ impl Slot {
             tag::FUNCTION => ffi::LUA_TFUNCTION,
             tag::TABLE => ffi::LUA_TTABLE,
             tag::USERDATA => ffi::LUA_TUSERDATA,
-            tag::CDATA => CDATA,
+            tag::CDATA => LUA_TCDATA,
             _ => ffi::LUA_TNONE,
         }
     }
@@ -518,45 +516,50 @@ unsafe fn views_fit(state: *mut lua_State) -> bool {
     // followed before the distance between its two pointers is known to be that of its values.
     unsafe {
         let thread = ffi::lua_newthread(state);
-        for of in [state, thread] {
-            let view = View::of(of, true);
-            let before = ffi::lua_gettop(of);
-            ffi::luaL_checkstack_(of, 20, c"no room".as_ptr());
-            ffi::lua_pushnil(of);
-            let grown = View::of(of, true);
-            let size = |view: &View| view.behind.addr().wrapping_sub(view.first.addr());
-            let count = before as usize;
-            if size(&view) != count * 8 || size(&grown) != (count + 1) * 8 || grown.first.is_null() {
-                return false;
-            }
-            ffi::lua_pushboolean(of, 0);
-            ffi::lua_pushboolean(of, 1);
-            ffi::lua_pushnumber(of, -1.5);
-            ffi::lua_pushnumber(of, f64::NAN);
-            push_bytes(of, b"a string");
-            ffi::lua_createtable(of, 0, 0);
-            ffi::lua_pushcclosure(of, nothing, 0);
-            ffi::lua_pushlightuserdata(of, (&raw mut *thread).cast());
-            ffi::lua_newuserdata(of, 8);
-            ffi::lua_pushthread(of);
-            if ffi::luaL_loadbuffer(of, b"return".as_ptr().cast(), 6, c"=msys".as_ptr()) != ffi::LUA_OK {
-                return false;
-            }
-            let (view, api, top) = (View::of(of, true), View::of(of, false), ffi::lua_gettop(of));
-            let fits = (1..=top + 1).all(|at| {
-                let kind = ffi::lua_type(of, at);
-                view.kind(at) == kind
-                    && view.is_true(at) == api.is_true(at)
-                    && view.number(at).map(f64::to_bits) == api.number(at).map(f64::to_bits)
-                    && (kind != ffi::LUA_TSTRING || std::ptr::eq(view.bytes(at), api.bytes(at)))
-                    && view.is_lua_function(at) == api.is_lua_function(at)
-            });
-            if !fits {
-                return false;
-            }
+        let first = ffi::lua_gettop(state) + 1;
+        ffi::lua_pushnil(state);
+        ffi::lua_pushboolean(state, 0);
+        ffi::lua_pushboolean(state, 1);
+        ffi::lua_pushnumber(state, -1.5);
+        ffi::lua_pushnumber(state, f64::NAN);
+        push_bytes(state, b"a string");
+        ffi::lua_createtable(state, 0, 0);
+        ffi::lua_pushcclosure(state, nothing, 0);
+        ffi::lua_pushlightuserdata(state, (&raw mut *thread).cast());
+        ffi::lua_newuserdata(state, 8);
+        ffi::lua_pushthread(state);
+        if ffi::luaL_loadbuffer(state, b"return".as_ptr().cast(), 6, c"=msys".as_ptr()) != ffi::LUA_OK {
+            return false;
         }
+        let count = ffi::lua_gettop(state) + 1 - first;
+        if !view_fits(state) || ffi::lua_checkstack(thread, count) == 0 || !view_fits(thread) {
+            return false;
+        }
+        ffi::lua_xmove(state, thread, count);
+        view_fits(state) && view_fits(thread)
     }
-    true
+}
+
+/// Compares what a view gives of all values of a state with what the API does.
+///
+/// # Safety
+/// As [`verify`].
+unsafe fn view_fits(state: *mut lua_State) -> bool {
+    // SAFETY: as `views_fit`.
+    unsafe {
+        let (view, api, top) = (View::of(state, true), View::of(state, false), ffi::lua_gettop(state));
+        if view.first.is_null() || view.behind.addr().wrapping_sub(view.first.addr()) != top as usize * size_of::<Slot>() {
+            return false;
+        }
+        (1..=top + 1).all(|at| {
+            let kind = ffi::lua_type(state, at);
+            view.kind(at) == kind
+                && view.is_true(at) == api.is_true(at)
+                && view.number(at).map(f64::to_bits) == api.number(at).map(f64::to_bits)
+                && (kind != ffi::LUA_TSTRING || std::ptr::eq(view.bytes(at), api.bytes(at)))
+                && view.is_lua_function(at) == api.is_lua_function(at)
+        })
+    }
 }
 
 /// The head of a Lua function; its cells stand behind.

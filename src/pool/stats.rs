@@ -12,7 +12,8 @@ pub(crate) struct WorkerStats {
     pub(crate) invocations: AtomicU64,
     /// Those that failed.
     pub(crate) errors: AtomicU64,
-    /// Sum of their durations, from the first instruction to the outcome, in nanoseconds.
+    /// Sum of their durations, from their beginning to the outcome, in nanoseconds. One that was here already when the
+    /// job before it ended begins then, so that the sending of that one's outcome counts with it.
     pub(crate) wallclock: AtomicU64,
     /// Jobs in progress: running or waiting.
     pub(crate) running: AtomicU64,

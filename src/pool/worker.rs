@@ -158,6 +158,11 @@ impl Worker {
         }
     }
 
+    /// Whether it looks for its next job.
+    pub fn is_searching(&self) -> bool {
+        self.searching.get()
+    }
+
     /// Step 3 of the sleep protocol, if it searches: it has found something to do.
     pub fn leave_search(&self) {
         if self.searching.replace(false) && self.pool.sleep.found() {
