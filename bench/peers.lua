@@ -27,7 +27,7 @@ local COMMANDS = {
 }
 
 --- What is measured. `less` is better, or more; `second` names the second figure of those that have two; `pinned` has
---- all on one core; `peers` are those that can do it.
+--- all on one core; `peers` are those that can do it; what two processes do that have nothing in common is the `bound`.
 local ROWS = {
   {
     row = "closures",
@@ -64,8 +64,8 @@ local ROWS = {
     pinned = true,
     peers = PEERS,
   },
-  { row = "numeric", what = "speed-up, numeric jobs of 5 ms", peers = PEERS },
-  { row = "tables", what = "speed-up, table-heavy jobs of 5 ms", peers = PEERS },
+  { row = "numeric", what = "speed-up, numeric jobs of 5 ms", peers = PEERS, bound = true },
+  { row = "tables", what = "speed-up, table-heavy jobs of 5 ms", peers = PEERS, bound = true },
   { row = "fib", what = "nested jobs, thousands a second", scale = 1e-3 },
   { row = "map", what = "items of `msys.map`, millions a second", scale = 1e-6 },
   {
@@ -83,9 +83,6 @@ local ROWS = {
   { row = "queued", what = "resident memory a queued job, bytes, of 100,000", less = true },
   { row = "idle", what = "CPU of an idle process, % of a core", less = true },
 }
-
---- What bounds a speed-up here: two processes that have nothing in common.
-local BOUNDS = { numeric = true, tables = true }
 
 local function read(command)
   local pipe = assert(io.popen(command))
@@ -138,7 +135,7 @@ end
 --- By row, figure (1 or 2) and peer: all that was measured.
 local figures = {}
 ---@type table<string, number[]>
-local bounds = {}
+local bounds = { numeric = {}, tables = {} }
 for place, row in ipairs(ROWS) do
   figures[place] = { {}, {} }
   if not wanted or wanted[row.row] then
@@ -153,8 +150,7 @@ for place, row in ipairs(ROWS) do
           end
         end
       end
-      if BOUNDS[row.row] then
-        bounds[row.row] = bounds[row.row] or {}
+      if row.bound then
         local bound = tonumber(read("luajit bench/peers/processes.lua " .. row.row))
         if bound then table.insert(bounds[row.row], bound) end
       end
@@ -205,7 +201,7 @@ for place, row in ipairs(ROWS) do
   end
 end
 
-if #(bounds.numeric or {}) > 0 and #(bounds.tables or {}) > 0 then
+if #bounds.numeric > 0 and #bounds.tables > 0 then
   local texts = {}
   for _, row in ipairs { "numeric", "tables" } do
     local middle, least, most = measure.median(bounds[row])

@@ -517,15 +517,12 @@ impl Functions {
         let key = code.id as c_int;
         // SAFETY: the references are tables; each branch leaves one function or nothing more on the stack.
         unsafe {
-            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.young.get());
-            ffi::lua_rawgeti_(state, -1, key);
-            if ffi::lua_type(state, -1) == ffi::LUA_TFUNCTION {
+            if self.push_factory(state, code) {
                 ffi::lua_call(state, 0, 1);
-                ffi::lua_remove(state, -2);
                 return true;
             }
-            ffi::lua_settop(state, -2);
-            // Young table on top; the old one may still have it.
+            ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.young.get());
+            // The old table may still have it.
             ffi::lua_rawgeti_(state, ffi::LUA_REGISTRYINDEX, self.old.get());
             ffi::lua_rawgeti_(state, -1, key);
             ffi::lua_remove(state, -2);

@@ -28,7 +28,7 @@ use std::{
 use crate::{
     gate::Thread,
     job::{self, Cause, Control, Place, Station, Stop, deliver},
-    signals, waker,
+    signals,
     sync::{Condvar, Mutex, MutexGuard},
 };
 
@@ -391,7 +391,9 @@ impl Stopping {
         while std::path::Path::new(&format!("/proc/self/task/{}", self.station.tid())).exists() {
             std::thread::yield_now();
         }
-        waker::died_awake();
+        if let Some(inbox) = self.station.inbox() {
+            inbox.mailbox.waker().retire();
+        }
         let text = match &self.target {
             Target::Job(control) => format!(
                 "msys: the worker of pool '{}' was ended, because job {} could not be stopped in any other way",

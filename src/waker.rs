@@ -39,12 +39,6 @@ pub fn begin_anew() {
     AWAKE.store(0, Ordering::Relaxed);
 }
 
-/// A thread that was awake is no more, and has not said so.
-#[cfg(not(loom))]
-pub fn died_awake() {
-    AWAKE.fetch_sub(1, Ordering::Relaxed);
-}
-
 /// How many cores this process may use, as it was when first asked: to ask takes reading some files.
 #[cfg(not(loom))]
 pub fn cores() -> usize {
@@ -133,7 +127,7 @@ impl Waker {
         Ok(Self { state: AtomicU32::new(EMPTY), block, counts: true.into() })
     }
 
-    /// Its thread waits no more, and ends: whoever keeps this keeps no core from being free.
+    /// Its thread waits no more, and ends or has ended: whoever keeps this keeps no core from being free.
     #[cfg(not(loom))]
     pub fn retire(&self) {
         if self.counts.swap(false, Ordering::Relaxed) {
