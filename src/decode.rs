@@ -251,7 +251,7 @@ unsafe fn plain_job(state: *mut lua_State, functions: &Functions, message: &Mess
     let mut reader = Reader::new(rest);
     // SAFETY: as many pushes as there is room for; the factory makes a closure, and nothing of it is ours.
     unsafe {
-        if !functions.push_factory(state, message.codes.first()?) {
+        if !functions.push_factory(state, message.code(0)?) {
             return None;
         }
         for _ in 0..upvalues {
@@ -335,7 +335,7 @@ pub unsafe fn decode(
         }
     };
     if decoded.is_err() {
-        message.lent.iter().for_each(|lease| lease.end());
+        message.beside().lent.iter().for_each(|lease| lease.end());
     }
     decoded
 }
@@ -716,7 +716,7 @@ impl Decoder<'_> {
     unsafe fn handle(&mut self) -> Step {
         let number = usize::try_from(self.reader.varint()?).map_err(|_| Stop::Malformed)?;
         let message = self.message;
-        let object = message.handles.get(number).ok_or(Stop::Malformed)?;
+        let object = message.beside().handles.get(number).ok_or(Stop::Malformed)?;
         // SAFETY: one push, in the protected call; the message outlives it.
         unsafe { (self.handles.push_object)(self.state, object) };
         Ok(())
@@ -726,7 +726,7 @@ impl Decoder<'_> {
     unsafe fn lent(&mut self) -> Step {
         let number = usize::try_from(self.reader.varint()?).map_err(|_| Stop::Malformed)?;
         let message = self.message;
-        let lease = message.lent.get(number).ok_or(Stop::Malformed)?;
+        let lease = message.beside().lent.get(number).ok_or(Stop::Malformed)?;
         let Role::Job { origin, .. } = &mut self.role else { return Err(Stop::Malformed) };
         // SAFETY: a string is pushed. Should that raise, `decode` ends the reading.
         unsafe {
@@ -1163,7 +1163,7 @@ impl Decoder<'_> {
         }
         let code = usize::try_from(self.reader.varint()?).map_err(|_| Stop::Malformed)?;
         let message = self.message;
-        let code = message.codes.get(code).ok_or(Stop::Malformed)?;
+        let code = message.code(code).ok_or(Stop::Malformed)?;
         // SAFETY: the message, and so the code, outlives the call.
         unsafe {
             if !self.functions.push_closure(self.state, code) {

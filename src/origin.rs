@@ -5,13 +5,13 @@
 
 use std::{ffi::c_void, sync::Arc};
 
-use crate::wire::{self, LARGE, Object};
+use crate::wire::{self, Bytes, LARGE, Object};
 
 /// See the module. The objects themselves are kept alive by a Lua table (`theirs` of `functions`).
 #[derive(Debug, Default)]
 pub struct Origin {
     /// The message's bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// The objects made from it, by ordinal.
     pub objects: Vec<*const c_void>,
     /// Its cells in order: the function and which upvalue of it.
@@ -30,7 +30,7 @@ impl Origin {
 
     /// Empties it; memory is kept, unless that is so large that keeping it would be a leak.
     pub fn clear(&mut self) {
-        wire::empty(&mut self.bytes);
+        wire::empty_bytes(&mut self.bytes);
         if self.objects.capacity() > LARGE / size_of::<*const c_void>() {
             self.objects = Vec::new();
         }

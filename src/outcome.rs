@@ -7,7 +7,7 @@ use crate::wire::{self, Message, tag};
 /// Makes `message` the outcome `false, text, {kind=, pool=, job=, traceback=}`.
 pub fn failure(message: &mut Message, text: &str, traceback: &str, kind: &str, pool: &str, job: u64) {
     message.clear();
-    let out = &mut message.bytes;
+    let out = &mut Vec::new();
     out.extend(wire::HEAD);
     wire::put_varint(out, 3);
     out.push(tag::FALSE);
@@ -24,6 +24,7 @@ pub fn failure(message: &mut Message, text: &str, traceback: &str, kind: &str, p
     string(out, "job");
     out.push(tag::NUMBER);
     out.extend((job as f64).to_le_bytes());
+    message.take_bytes(out);
 }
 
 fn string(out: &mut Vec<u8>, text: &str) {

@@ -20,7 +20,7 @@ use crate::{
     handles,
     isolate::{self, Isolate},
     lease::Lease,
-    job::{self, Cause, Chain, Control, Ids, Inbox, Job, Keeper, Kind, Mode, Sink, Station, Stop, deliver, new_job},
+    job::{self, Cause, Chain, Control, Ids, Inbox, Job, Keeper, Kind, Mode, Rare, Sink, Station, Stop, deliver, new_job},
     locks::{Ancestor, Ancestors, Held, Left, Session, Wait, Wake},
     mailbox::{Mailbox, Taken},
     memory::Memory,
@@ -85,7 +85,7 @@ pub struct Running {
 impl Running {
     /// What it may be stopped by.
     fn control(&self) -> Option<&Arc<Control>> {
-        self.job.value.control.as_ref().filter(|_| !self.is_settled)
+        self.job.value.rare().control.as_ref().filter(|_| !self.is_settled)
     }
 }
 
@@ -495,17 +495,15 @@ impl Vm {
             let capacity = parcel.message.bytes.capacity();
             if capacity > wire::SMALL {
                 if self.large.get() + capacity > MOST_LARGE {
-                    parcel.message.bytes = Vec::new();
+                    parcel.message.bytes = wire::Bytes::new();
                 } else {
                     self.large.set(self.large.get() + capacity);
                 }
             }
-            parcel.name = None;
-            parcel.chain = None;
             parcel.root = None;
-            parcel.ancestors = None;
-            parcel.control = None;
-            parcel.early = false;
+            if let Some(rare) = parcel.any_rare() {
+                *rare = Rare::default();
+            }
             spare.push(job);
         }
     }
@@ -576,13 +574,9 @@ impl Vm {
         parcel.id = id;
         parcel.pool = pool.id;
         parcel.paths = self.paths.get();
-        parcel.name = order.name;
         parcel.ticket = order.ticket;
-        parcel.sink = order.sink;
-        parcel.chain = None;
-        parcel.control = None;
-        let above = parent.and_then(|parent| parent.job.value.ancestors.clone());
-        parcel.ancestors = match order.session {
+        let above = parent.and_then(|parent| parent.job.value.rare().ancestors.clone());
+        let ancestors = match order.session {
             _ if order.mode != Mode::Sync => None,
             Some(session) => {
                 let has_lock = self.locks.borrow().iter().any(|(holder, _)| *holder == session);
@@ -591,23 +585,29 @@ impl Vm {
             None => above,
         };
         // Of a future, it may be the submitting job that waits.
-        if matches!(order.mode, Mode::Sync | Mode::Kept)
-            && let Some(parent) = parent
-        {
-            parcel.chain = Some(Chain::extend(parent.job.value.chain.as_ref(), parent.job.value.pool));
-        }
+        let mut chain = parent
+            .filter(|_| matches!(order.mode, Mode::Sync | Mode::Kept))
+            .map(|parent| Chain::extend(parent.job.value.rare().chain.as_ref(), parent.job.value.pool));
         if let (true, Some(worker)) = (self.initializing.get(), &self.worker) {
-            parcel.chain = Some(Chain::extend(None, worker.pool.id));
+            chain = Some(Chain::extend(None, worker.pool.id));
         }
-        parcel.rank = match &parcel.chain {
+        parcel.rank = match &chain {
             Some(chain) if Chain::contains(Some(chain), pool.id) => Rank::Awaited,
-            _ if any_has_lock(&parcel.ancestors) => Rank::Holding,
+            _ if any_has_lock(&ancestors) => Rank::Holding,
             Some(_) => Rank::Nested,
             None => Rank::Ordinary,
         };
-        parcel.parent = parcel.chain.as_ref().and(order.slot).filter(|_| order.mode == Mode::Sync);
-        if parcel.parent.is_some() {
+        let waits_here = chain.as_ref().and(order.slot).filter(|_| order.mode == Mode::Sync);
+        if waits_here.is_some() {
             self.waiting.set(self.waiting.get() + 1);
+        }
+        if order.name.is_some() || order.sink.is_some() || ancestors.is_some() || chain.is_some() {
+            let rare = parcel.rare_mut();
+            rare.parent = waits_here;
+            rare.name = order.name;
+            rare.chain = chain;
+            rare.sink = order.sink;
+            rare.ancestors = ancestors;
         }
         let inbox = self.inbox.borrow();
         // A host's own jobs name it once: each count of an inbox is one more to pull from another core.
@@ -617,7 +617,7 @@ impl Vm {
             (Some(_), None) => self.root.borrow().clone(),
         };
         // What waits for it is stopped with it.
-        let above = parent.and_then(|parent| parent.job.value.control.clone()).filter(|_| order.mode == Mode::Sync);
+        let above = parent.and_then(|parent| parent.job.value.rare().control.clone()).filter(|_| order.mode == Mode::Sync);
         drop(running);
         if order.mode != Mode::Sync {
             let root = root.as_ref().unwrap_or(&inbox);
@@ -637,10 +637,11 @@ impl Vm {
             Control::new(parcel, order.completes, &pool.config.name, Arc::downgrade(&keeper), submitted, after)
         });
         if let Some(control) = &control {
-            if let Some(sink) = &parcel.sink {
+            let rare = parcel.rare_mut();
+            if let Some(sink) = &rare.sink {
                 sink.submitted(control);
             }
-            parcel.control = Some(Arc::clone(control));
+            rare.control = Some(Arc::clone(control));
         }
         let token = order.limits.as_ref().and_then(|limits| limits.token.as_ref());
         if let (Some(control), Some(reason)) = (&control, token.and_then(|token| token.reason()))
@@ -675,7 +676,7 @@ impl Vm {
     /// The job in `slot` waits for these futures: those that it has sent itself are stopped with it.
     pub fn adopt(&self, slot: usize, futures: &[Arc<handles::Future>]) {
         let running = self.running.borrow();
-        let parent = running.get(slot).and_then(|running| running.as_ref()?.job.value.control.clone());
+        let parent = running.get(slot).and_then(|running| running.as_ref()?.job.value.rare().control.clone());
         drop(running);
         let Some(parent) = parent else { return };
         for child in futures.iter().filter(|future| future.parent() == parent.id()).filter_map(|future| future.control()) {
@@ -715,7 +716,7 @@ impl Vm {
         let stop = self.stop_of(slot);
         if completes && let Some(Some(running)) = self.running.borrow_mut().get_mut(slot) {
             running.is_settled = true;
-            if let Some(control) = &running.job.value.control {
+            if let Some(control) = &running.job.value.rare().control {
                 control.leave();
             }
         }
@@ -725,7 +726,7 @@ impl Vm {
     /// The session of the job in `slot` has this number.
     pub fn note_session(&self, slot: usize, session: Session) {
         if let Some(Some(running)) = self.running.borrow().get(slot)
-            && let Some(control) = &running.job.value.control
+            && let Some(control) = &running.job.value.rare().control
         {
             control.session.store(session, Ordering::Release);
         }
@@ -899,7 +900,7 @@ impl Vm {
     pub fn has_ancestor_in(&self, slot: Option<usize>, pool: u32) -> bool {
         let running = self.running.borrow();
         let parcel = slot.and_then(|slot| running.get(slot)?.as_ref()).map(|running| &running.job.value);
-        parcel.is_some_and(|parcel| parcel.pool == pool || Chain::contains(parcel.chain.as_ref(), pool))
+        parcel.is_some_and(|parcel| parcel.pool == pool || Chain::contains(parcel.rare().chain.as_ref(), pool))
     }
 
     /// Whether a signal ended the last wait. If the host's handler made the interpreter raise, nothing has been waited
@@ -957,12 +958,12 @@ impl Vm {
             }
         }
         if let Some(mut job) = held {
-            if job.value.parent.take().is_some() {
+            if job.value.any_rare().is_some_and(|rare| rare.parent.take().is_some()) {
                 self.waiting.set(self.waiting.get().saturating_sub(1));
             }
             return Some(match job.value.kind {
                 Kind::Signal => Next::Signal(job.value.ticket),
-                Kind::Stop => match job.value.control.take() {
+                Kind::Stop => match job.value.any_rare().and_then(|rare| rare.control.take()) {
                     Some(control) => Next::StopJob(job.value.ticket as usize, control),
                     None => Next::Nothing,
                 },
@@ -1034,7 +1035,7 @@ impl Vm {
 
     /// Begins with a job, unless it has been ended while it was queued.
     fn begin(&self, worker: &Worker, job: Job) -> Option<usize> {
-        if let Some(control) = &job.value.control {
+        if let Some(control) = &job.value.rare().control {
             let slot = self.vacant.borrow().last().copied().unwrap_or_else(|| self.running.borrow().len());
             if !control.begin(worker.station(), slot) {
                 // It has been ended, or is about to be: its time is over.
@@ -1043,7 +1044,7 @@ impl Vm {
                     return None;
                 }
             }
-            if let Some(sink) = &job.value.sink {
+            if let Some(sink) = &job.value.rare().sink {
                 sink.begin();
             }
         }
@@ -1128,7 +1129,7 @@ impl Vm {
     /// The sessions that wait for the job in `slot`.
     pub fn ancestors(&self, slot: Option<usize>) -> Ancestors {
         let running = self.running.borrow();
-        slot.and_then(|slot| running.get(slot)?.as_ref()).and_then(|running| running.job.value.ancestors.clone())
+        slot.and_then(|slot| running.get(slot)?.as_ref()).and_then(|running| running.job.value.rare().ancestors.clone())
     }
 
     /// `above`, and a session of this VM that cannot go on before; it is the job in `slot`, if it is one.
@@ -1164,7 +1165,7 @@ impl Vm {
         let running = self.running.borrow();
         let parcel = &running.get(slot)?.as_ref()?.job.value;
         let pool = self.worker.as_ref().map(|worker| Arc::clone(&worker.pool.config.name))?;
-        Some((parcel.id, pool, parcel.name.clone()))
+        Some((parcel.id, pool, parcel.rare().name.clone()))
     }
 
     /// The job in `slot` has ended; its message is the outcome.
@@ -1205,7 +1206,7 @@ impl Vm {
     /// The jobs that those in progress wait for, and would end with.
     pub fn children(&self) -> Vec<Arc<Control>> {
         let running = self.running.borrow();
-        let controls = running.iter().flatten().filter_map(|running| running.job.value.control.as_ref());
+        let controls = running.iter().flatten().filter_map(|running| running.job.value.rare().control.as_ref());
         controls.flat_map(|control| control.children()).collect()
     }
 
@@ -1223,7 +1224,7 @@ impl Vm {
         if let Some(worker) = &self.worker {
             worker.station().leave();
         }
-        if let Some(control) = &running.job.value.control {
+        if let Some(control) = &running.job.value.rare().control {
             control.leave();
         }
         self.vacant.borrow_mut().push(slot);
@@ -1239,7 +1240,7 @@ impl Vm {
 
     fn deliver(&self, job: Job, ok: bool) {
         if ok && job.value.mode == Mode::Async {
-            if job.value.control.as_ref().is_some_and(|control| !control.finish()) {
+            if job.value.rare().control.as_ref().is_some_and(|control| !control.finish()) {
                 return;
             }
             if let Some(host) = job.value.host() {

@@ -123,9 +123,20 @@ pub mod tag {
 #[derive(Debug, Default)]
 pub struct Message {
     /// The values, in the format above.
-    pub bytes: Vec<u8>,
-    /// The code of the functions among them.
-    pub codes: SmallVec<[Arc<Code>; 2]>,
+    pub bytes: Bytes,
+    /// The code of the functions among them: the first.
+    code: Option<Arc<Code>>,
+    beside: Option<Box<Beside>>,
+}
+
+/// A message's bytes: those of a closure with three numbers as upvalues need no memory of their own.
+pub type Bytes = SmallVec<[u8; 32]>;
+
+/// What few messages have.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// The codes behind the first.
+    codes: Vec<Arc<Code>>,
     /// Modules that the receiver loads before it decodes.
     pub modules: Vec<Arc<str>>,
     /// Strings that stay with the sender until the outcome has come.
@@ -133,6 +144,9 @@ pub struct Message {
     /// The objects that cross by reference.
     pub handles: Vec<Arc<dyn Object>>,
 }
+
+static NOTHING_BESIDE: Beside =
+    Beside { codes: Vec::new(), modules: Vec::new(), lent: Vec::new(), handles: Vec::new() };
 
 /// What a handle is of. The kinds are in `handles`.
 pub trait Object: fmt::Debug + Send + Sync {
@@ -150,9 +164,63 @@ pub enum Handle {
 }
 
 impl Message {
-    /// With memory for a small closure: growing there costs more than having it.
-    pub fn small() -> Self {
-        Self { bytes: Vec::with_capacity(64), ..Self::default() }
+    /// The same with other bytes.
+    pub fn with_bytes(&self, bytes: &[u8]) -> Self {
+        Self { bytes: bytes.into(), code: self.code.clone(), beside: self.beside.clone() }
+    }
+
+    /// The code at a place.
+    #[inline]
+    pub fn code(&self, place: usize) -> Option<&Arc<Code>> {
+        match place.checked_sub(1) {
+            None => self.code.as_ref(),
+            Some(behind) => self.beside().codes.get(behind),
+        }
+    }
+
+    /// The place of a code, which is added where it is not there.
+    pub fn place_of(&mut self, code: Arc<Code>) -> usize {
+        match &self.code {
+            None => {
+                self.code = Some(code);
+                0
+            }
+            Some(first) if first.id == code.id => 0,
+            Some(_) => {
+                let codes = &mut self.beside_mut().codes;
+                let known = codes.iter().position(|known| known.id == code.id);
+                1 + known.unwrap_or_else(|| {
+                    codes.push(code);
+                    codes.len() - 1
+                })
+            }
+        }
+    }
+
+    /// What stands beside bytes and codes.
+    #[inline]
+    pub fn beside(&self) -> &Beside {
+        self.beside.as_deref().unwrap_or(&NOTHING_BESIDE)
+    }
+
+    /// The same, to be changed.
+    pub fn beside_mut(&mut self) -> &mut Beside {
+        self.beside.get_or_insert_default()
+    }
+
+    /// Takes the bytes that were written into `written`, and leaves memory for the next ones there.
+    #[inline]
+    pub fn take_bytes(&mut self, written: &mut Vec<u8>) {
+        /// Beyond this, a copy costs more than the memory for the next ones.
+        const COPIED: usize = 4096;
+        if written.len() <= COPIED {
+            self.bytes.clear();
+            self.bytes.extend_from_slice(written);
+            return;
+        }
+        let before = std::mem::take(&mut self.bytes);
+        let spare = if before.spilled() { before.into_vec() } else { Vec::new() };
+        self.bytes = Bytes::from_vec(std::mem::replace(written, spare));
     }
 
     /// Whether it is of one value, which is a handle of an object.
@@ -162,7 +230,7 @@ impl Message {
 
     /// Whether its sender keeps something until the outcome has come: what it may speak of, or what was lent.
     pub fn has_kept(&self) -> bool {
-        self.keeps() || !self.lent.is_empty()
+        self.keeps() || !self.beside().lent.is_empty()
     }
 
     /// Whether it asks its receiver to keep its objects.
@@ -173,16 +241,21 @@ impl Message {
     /// Empties the message; its memory is kept: see [`empty`].
     pub fn clear(&mut self) {
         self.clear_values();
-        self.codes.clear();
+        self.code = None;
+        if let Some(beside) = &mut self.beside {
+            beside.codes.clear();
+        }
     }
 
     /// As [`Message::clear`], but for the codes: whoever has put them in lets go of them when the message is back, so
     /// that their counts stay in that core's cache.
     pub fn clear_values(&mut self) {
-        empty(&mut self.bytes);
-        self.modules.clear();
-        self.lent.clear();
-        self.handles.clear();
+        empty_bytes(&mut self.bytes);
+        if let Some(beside) = &mut self.beside {
+            beside.modules.clear();
+            beside.lent.clear();
+            beside.handles.clear();
+        }
     }
 }
 
@@ -201,6 +274,16 @@ pub const LARGE: usize = 2 << 20;
 pub fn empty(bytes: &mut Vec<u8>) {
     if bytes.capacity() > LARGE {
         *bytes = Vec::new();
+    } else {
+        bytes.clear();
+    }
+}
+
+/// The same of a message's bytes.
+#[inline]
+pub fn empty_bytes(bytes: &mut Bytes) {
+    if bytes.capacity() > LARGE {
+        *bytes = Bytes::new();
     } else {
         bytes.clear();
     }

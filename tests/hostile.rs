@@ -8,7 +8,7 @@
 
 mod harness;
 
-use harness::{Harness, MESSAGES, Random, beside};
+use harness::{Harness, MESSAGES, Random};
 use msys::{encode::Refusal, luajit::ffi, origin::Origin, wire::Message};
 
 fn cases(default: usize) -> usize {
@@ -69,7 +69,7 @@ fn written(harness: &Harness, code: &str) -> (Message, Message) {
     harness.clear();
     harness.run(code);
     assert_eq!(harness.encode_job(&mut job), Ok(()), "{code}");
-    let mut sent = beside(&job, &job.bytes);
+    let mut sent = job.with_bytes(&job.bytes);
     let mut origin = Origin::default();
     harness.clear();
     harness.decode_job(&mut sent, &mut origin).unwrap_or_else(|_| panic!("{code}: {}", harness.text(-1)));
@@ -95,9 +95,9 @@ fn changed_bytes_of_a_job_are_values_or_an_error() {
         harness.run(code);
         let mut job = Message::default();
         harness.encode_job(&mut job).unwrap();
-        let mut bytes = job.bytes.clone();
+        let mut bytes = job.bytes.to_vec();
         mutate(&mut bytes, &mut random);
-        let mut sent = beside(&job, &bytes);
+        let mut sent = job.with_bytes(&bytes);
         let mut origin = Origin::default();
         harness.clear();
         harness.collect();
@@ -128,9 +128,9 @@ fn changed_bytes_of_an_outcome_are_values_or_an_error() {
         harness.run(MESSAGES[place]);
         let mut job = Message::default();
         harness.encode_job(&mut job).unwrap();
-        let mut bytes = outcomes[place].bytes.clone();
+        let mut bytes = outcomes[place].bytes.to_vec();
         mutate(&mut bytes, &mut random);
-        let outcome = beside(&outcomes[place], &bytes);
+        let outcome = outcomes[place].with_bytes(&bytes);
         harness.clear();
         decoded += usize::from(harness.decode_outcome(&outcome).is_ok());
         harness.end();
@@ -158,7 +158,7 @@ fn a_huge_number_takes_no_memory() {
             bytes[1] = flags;
             bytes[3..7].copy_from_slice(&u32::MAX.to_le_bytes());
             bytes.extend(tail);
-            let mut message = Message { bytes, ..Message::default() };
+            let mut message = Message::default().with_bytes(&bytes);
             harness.collect();
             let before = harness.watch.used;
             harness.watch.peak = before;
@@ -193,7 +193,7 @@ fn memory_that_runs_out_is_an_error_and_loses_nothing() {
             let mut outcome = Message::default();
             if encoded.is_ok() {
                 harness.clear();
-                let mut sent = beside(&job, &job.bytes);
+                let mut sent = job.with_bytes(&job.bytes);
                 let decoded = harness.decode_job(&mut sent, &mut origin);
                 assert!(decoded.is_ok() || harness.watch.failed, "{code}, at {n}: {}", harness.text(-1));
                 if decoded.is_ok() {

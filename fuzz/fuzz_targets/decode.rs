@@ -13,7 +13,7 @@ use msys::{origin::Origin, wire::Message};
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 
-use harness::{Harness, MESSAGES, beside};
+use harness::{Harness, MESSAGES};
 
 thread_local! {
     static HARNESS: RefCell<(Harness, usize)> = RefCell::new((Harness::new(), 0));
@@ -32,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
         let mut job = Message::default();
         assert_eq!(harness.encode_job(&mut job), Ok(()));
         harness.clear();
-        let mut sent = beside(&job, bytes);
+        let mut sent = job.with_bytes(bytes);
         if *kind % 2 == 0 {
             let mut origin = Origin::default();
             if harness.decode_job(&mut sent, &mut origin).is_ok() {

@@ -41,9 +41,9 @@ impl Encoder<'_> {
             }
             self.scratch.globals.push(address);
             if let Some((_, why)) = self.scratch.left_out.iter().find(|(other, _)| **other == *name) {
-                self.message.bytes.push(tag::LEFT_OUT);
-                put_string(&mut self.message.bytes, &*name);
-                put_string(&mut self.message.bytes, why.as_bytes());
+                self.bytes.push(tag::LEFT_OUT);
+                put_string(&mut self.bytes, &*name);
+                put_string(&mut self.bytes, why.as_bytes());
                 self.flags |= flag::ENV;
                 return Ok(true);
             }
@@ -52,8 +52,8 @@ impl Encoder<'_> {
                 return Ok(self.left_out_here(at));
             }
             self.flags |= flag::ENV;
-            self.message.bytes.push(tag::GLOBAL);
-            put_string(&mut self.message.bytes, &*name);
+            self.bytes.push(tag::GLOBAL);
+            put_string(&mut self.bytes, &*name);
             self.global = Some(name);
             self.value(at + 1, 0)?;
             self.bodies()?;
@@ -82,9 +82,9 @@ impl Encoder<'_> {
             if ffi::lua_type(self.state, -1) != ffi::LUA_TSTRING {
                 return false;
             }
-            self.message.bytes.push(tag::LEFT_OUT);
-            put_string(&mut self.message.bytes, string_at(self.state, name));
-            put_string(&mut self.message.bytes, string_at(self.state, -1));
+            self.bytes.push(tag::LEFT_OUT);
+            put_string(&mut self.bytes, string_at(self.state, name));
+            put_string(&mut self.bytes, string_at(self.state, -1));
             self.flags |= flag::ENV;
             true
         }
@@ -147,9 +147,9 @@ impl Encoder<'_> {
                     ffi::lua_rawgeti_(self.state, list, change * 4 + field);
                 }
                 let kind = ffi::lua_tonumber(self.state, base + 1) as u8;
-                self.message.bytes.push(kind);
+                self.bytes.push(kind);
                 if kind != tag::SET_GLOBAL {
-                    put_varint(&mut self.message.bytes, ffi::lua_tonumber(self.state, base + 2) as u64);
+                    put_varint(&mut self.bytes, ffi::lua_tonumber(self.state, base + 2) as u64);
                 }
                 match kind {
                     tag::SET | tag::SET_GLOBAL => {
@@ -157,10 +157,10 @@ impl Encoder<'_> {
                         self.value(base + 4, 0)?;
                     }
                     tag::SET_CELL => {
-                        self.message.bytes.push(ffi::lua_tonumber(self.state, base + 3) as u8);
+                        self.bytes.push(ffi::lua_tonumber(self.state, base + 3) as u8);
                         self.value(base + 4, 0)?;
                     }
-                    tag::SET_BYTES => put_string(&mut self.message.bytes, string_at(self.state, base + 4)),
+                    tag::SET_BYTES => put_string(&mut self.bytes, string_at(self.state, base + 4)),
                     _ => self.value(base + 4, 0)?,
                 }
                 ffi::lua_settop(self.state, base);

@@ -42,8 +42,8 @@ impl Encoder<'_> {
             let deferred = self.is_deep(depth)?;
             let env = if own_env { tag::ENV } else { 0 };
             let later = if deferred { tag::DEFERRED } else { 0 };
-            self.message.bytes.push(tag::FUNC | env | later);
-            put_varint(&mut self.message.bytes, code as u64);
+            self.bytes.push(tag::FUNC | env | later);
+            put_varint(&mut self.bytes, code as u64);
             if deferred {
                 self.defer(at);
                 return Ok(());
@@ -79,7 +79,7 @@ impl Encoder<'_> {
     /// Notes what a job's function at `at` needs besides itself; `globals` is the stack index of what it sees as the
     /// globals.
     unsafe fn note_usage(&mut self, at: c_int, place: usize, globals: Option<c_int>, capture: bool) {
-        let Some(usage) = self.message.codes.get(place).map(|code| &raw const *code.usage()) else { return };
+        let Some(usage) = self.message.code(place).map(|code| &raw const *code.usage()) else { return };
         // SAFETY: the message keeps the code, and what has been found out about it stays.
         let usage = unsafe { &*usage };
         self.mutable |= usage.assigns_upvalues || usage.shares_upvalues;
@@ -148,29 +148,22 @@ impl Encoder<'_> {
         // SAFETY: a Lua function; the buffers belong to `encode`'s caller, as does the list of codes.
         unsafe {
             let function = self.functions.closure_at(self.state, at);
-            match function.and_then(|function| self.functions.known_code(self.state, function)) {
-                Some(code) => self.message.codes.push(code),
-                None => {
-                    let code = self.dump(at)?;
-                    self.message.codes.push(code);
-                    if let Some(code) = self.message.codes.last() {
-                        self.functions.note_code(self.state, at, code);
-                    }
-                }
+            let known = function.and_then(|function| self.functions.known_code(self.state, function));
+            let is_known = known.is_some();
+            let code = match known {
+                Some(code) => code,
+                None => self.dump(at)?,
+            };
+            let place = self.message.place_of(code);
+            let Some(code) = self.message.code(place) else { return Ok(place) };
+            if !is_known {
+                self.functions.note_code(self.state, at, code);
             }
+            if !self.functions.seen(code, self.request.scanned) && !self.request.scanned {
+                self.refuse(Refusal::Scan)?;
+            }
+            Ok(place)
         }
-        let last = self.message.codes.len() - 1;
-        let Some((code, others)) = self.message.codes.split_last() else { return Ok(last) };
-        if !self.functions.seen(code, self.request.scanned) && !self.request.scanned {
-            self.message.codes.pop();
-            self.refuse(Refusal::Scan)?;
-            return Ok(last);
-        }
-        if let Some(place) = others.iter().position(|known| known.id == code.id) {
-            self.message.codes.pop();
-            return Ok(place);
-        }
-        Ok(last)
     }
 
     /// The code of the function at `at`, by its dump.
@@ -201,42 +194,42 @@ impl Encoder<'_> {
             let env = ffi::lua_gettop(self.state) + 1;
             ffi::lua_getfenv(self.state, at);
             let own_env = !self.functions.is_globals(self.state, env);
-            if own_env != self.message.bytes.get(function_tag_at).is_some_and(|tag| tag & tag::ENV != 0) {
+            if own_env != self.bytes.get(function_tag_at).is_some_and(|tag| tag & tag::ENV != 0) {
                 self.changed();
             }
             if own_env {
                 self.value(env, depth + 1)?;
             }
             ffi::lua_settop(self.state, env - 1);
-            let count_at = self.message.bytes.len();
-            self.message.bytes.push(0);
+            let count_at = self.bytes.len();
+            self.bytes.push(0);
             let mut count = 0u8;
             while !ffi::lua_getupvalue(self.state, at, c_int::from(count) + 1).is_null() {
                 count += 1;
                 let id = lua_upvalueid(self.state, at, c_int::from(count)).cast_const();
                 if let Some(cell) = self.scratch.cells.get(&id).copied() {
-                    if let Some(tag) = self.message.bytes.get_mut(cell.tag_at) {
+                    if let Some(tag) = self.bytes.get_mut(cell.tag_at) {
                         *tag = tag::CELL_SHARED;
                     }
-                    if let Some(tag) = self.message.bytes.get_mut(cell.function_tag_at) {
+                    if let Some(tag) = self.bytes.get_mut(cell.function_tag_at) {
                         *tag |= tag::SHARED;
                     }
-                    self.message.bytes.push(tag::CELLREF);
-                    put_varint(&mut self.message.bytes, u64::from(cell.ordinal));
+                    self.bytes.push(tag::CELLREF);
+                    put_varint(&mut self.bytes, u64::from(cell.ordinal));
                 } else if let Some((function, upvalue)) = self.own_cell(id) {
-                    self.message.bytes.push(tag::CELL_OWN);
-                    put_varint(&mut self.message.bytes, u64::from(function));
-                    self.message.bytes.push(upvalue);
+                    self.bytes.push(tag::CELL_OWN);
+                    put_varint(&mut self.bytes, u64::from(function));
+                    self.bytes.push(upvalue);
                 } else {
-                    let tag_at = self.message.bytes.len();
+                    let tag_at = self.bytes.len();
                     self.scratch.cells.insert(id, SeenCell { ordinal: self.cells, tag_at, function_tag_at });
                     self.cells = self.cells.wrapping_add(1);
-                    self.message.bytes.push(tag::CELL);
+                    self.bytes.push(tag::CELL);
                     self.value(env, depth + 1)?;
                 }
                 ffi::lua_settop(self.state, env - 1);
             }
-            if let Some(byte) = self.message.bytes.get_mut(count_at) {
+            if let Some(byte) = self.bytes.get_mut(count_at) {
                 *byte = count;
             }
             Ok(())

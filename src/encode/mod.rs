@@ -87,6 +87,8 @@ pub struct Request<'a> {
 /// Memory that an encoding needs and the next one uses again.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    /// What is written, until all of it is known to cross.
+    bytes: Vec<u8>,
     objects: objects::Objects,
     cells: FxHashMap<*const c_void, SeenCell>,
     keys: FxHashMap<*const u8, u8>,
@@ -163,6 +165,8 @@ struct Encoder<'a> {
     state: *mut lua_State,
     functions: &'a Functions,
     handles: Handles,
+    /// Of `scratch`; becomes the message's.
+    bytes: Vec<u8>,
     message: &'a mut Message,
     scratch: &'a mut Scratch,
     request: Request<'a>,
@@ -240,7 +244,7 @@ pub unsafe fn encode(
     unsafe {
         let last = ffi::lua_gettop(state) - beside;
         let first = last + 1 - request.count;
-        if changes == 0 && plain::write(state, (first, last), &request, functions, message).is_some() {
+        if changes == 0 && plain::write(state, (first, last), &request, functions, message, scratch).is_some() {
             ffi::lua_settop(state, first - 1);
             ffi::lua_pushnil(state);
             return Ok(());
@@ -250,6 +254,7 @@ pub unsafe fn encode(
         state,
         functions,
         handles,
+        bytes: std::mem::take(&mut scratch.bytes),
         message,
         scratch,
         request,
@@ -290,6 +295,9 @@ pub unsafe fn encode(
     };
     let refusal = if rc == ffi::LUA_OK { encoder.refusal } else { Some(Refusal::Raised) };
     encoder.scratch.held_last = encoder.needs_hold;
+    encoder.message.take_bytes(&mut encoder.bytes);
+    wire::empty(&mut encoder.bytes);
+    encoder.scratch.bytes = encoder.bytes;
     refusal.map_or(Ok(()), Err)
 }
 
@@ -333,6 +341,7 @@ impl Encoder<'_> {
     unsafe fn message_from(&mut self, first: c_int) -> Step {
         self.scratch.clear();
         self.message.clear_values();
+        self.bytes.clear();
         self.refusal = None;
         (self.deferred_count, self.deferred_next, self.ordinals, self.cells, self.flags) = (0, 0, 0, 0, 0);
         (self.mutable, self.in_changes, self.root_is_first, self.held_count, self.lent_size) = (false, false, false, 0, 0);
@@ -347,8 +356,8 @@ impl Encoder<'_> {
             let back = if let Purpose::Outcome(back) = self.request.purpose { back } else { None };
             self.theirs = top;
             let last = if back.is_some() { top - 2 } else { top };
-            self.message.bytes.extend_from_slice(&wire::HEAD);
-            put_varint(&mut self.message.bytes, (last + 1 - first) as u64);
+            self.bytes.extend_from_slice(&wire::HEAD);
+            put_varint(&mut self.bytes, (last + 1 - first) as u64);
             for at in first..=last {
                 self.value(at, 0)?;
             }
@@ -364,7 +373,7 @@ impl Encoder<'_> {
                 return self.refuse(Refusal::Scan);
             }
             self.settle_flags(first);
-            if let Some([_, flags, keys, objects @ ..]) = self.message.bytes.first_chunk_mut::<{ wire::HEADER }>() {
+            if let Some([_, flags, keys, objects @ ..]) = self.bytes.first_chunk_mut::<{ wire::HEADER }>() {
                 *flags = self.flags;
                 *keys = self.scratch.keys.len() as u8;
                 *objects = self.ordinals.to_le_bytes();
@@ -402,7 +411,7 @@ impl Encoder<'_> {
                 let object = ffi::lua_topointer(self.state, at);
                 let tag_at = self.scratch.objects.get(object).map_or(0, |seen| seen.tag_at as usize);
                 if ffi::lua_type(self.state, at) == ffi::LUA_TTABLE {
-                    let had_meta = self.message.bytes.get(tag_at).is_some_and(|tag| tag & tag::META != 0);
+                    let had_meta = self.bytes.get(tag_at).is_some_and(|tag| tag & tag::META != 0);
                     let meta = ffi::lua_getmetatable(self.state, at) != 0;
                     if meta != had_meta {
                         self.changed();
@@ -473,7 +482,7 @@ impl Encoder<'_> {
     /// Whatever a message may be allowed, places in it are numbers of 32 bits.
     #[inline]
     fn check_size(&mut self) -> Step {
-        if self.overflows || self.message.bytes.len().saturating_add(self.lent_size) > self.request.limit {
+        if self.overflows || self.bytes.len().saturating_add(self.lent_size) > self.request.limit {
             return self.refuse(Refusal::TooLarge);
         }
         Ok(())

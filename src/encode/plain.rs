@@ -5,7 +5,7 @@
 
 use std::{ffi::c_int, sync::Arc};
 
-use super::{Purpose, Request};
+use super::{Purpose, Request, Scratch};
 use crate::{
     code::Code,
     functions::Functions,
@@ -28,13 +28,15 @@ pub(crate) unsafe fn write(
     request: &Request<'_>,
     functions: &Functions,
     message: &mut Message,
+    scratch: &mut Scratch,
 ) -> Option<()> {
     if last - first >= MOST {
         return None;
     }
-    message.clear_values();
-    message.bytes.extend_from_slice(&wire::HEAD);
-    put_varint(&mut message.bytes, (last + 1 - first) as u64);
+    let out = &mut scratch.bytes;
+    out.clear();
+    out.extend_from_slice(&wire::HEAD);
+    put_varint(out, (last + 1 - first) as u64);
     let mut code = None;
     // SAFETY: the state is of this thread.
     let mut view = unsafe { View::of(state, functions.direct) };
@@ -42,19 +44,27 @@ pub(crate) unsafe fn write(
         // SAFETY: valid indices, and each arm calls what fits the type, none of which raises.
         unsafe {
             match view.kind(at) {
-                ffi::LUA_TNIL => message.bytes.push(tag::NIL),
-                ffi::LUA_TBOOLEAN => message.bytes.push(boolean(view.is_true(at))),
-                ffi::LUA_TNUMBER => put_number(&mut message.bytes, view.number(at)?),
-                ffi::LUA_TSTRING => text(message, view.bytes(at))?,
+                ffi::LUA_TNIL => out.push(tag::NIL),
+                ffi::LUA_TBOOLEAN => out.push(boolean(view.is_true(at))),
+                ffi::LUA_TNUMBER => put_number(out, view.number(at)?),
+                ffi::LUA_TSTRING => text(out, view.bytes(at))?,
                 ffi::LUA_TFUNCTION if at == first => {
-                    code = Some(closure(state, view.closure(at)?, request, functions, message)?);
+                    code = Some(closure(state, view.closure(at)?, request, functions, out)?);
                     view = View::of(state, functions.direct);
                 }
                 _ => return None,
             }
         }
     }
-    (message.bytes.len() <= request.limit).then(|| message.codes.extend(code))
+    if out.len() > request.limit {
+        return None;
+    }
+    message.clear_values();
+    message.take_bytes(out);
+    if let Some(code) = code {
+        message.place_of(code);
+    }
+    Some(())
 }
 
 fn boolean(yes: bool) -> u8 {
@@ -62,8 +72,8 @@ fn boolean(yes: bool) -> u8 {
 }
 
 /// A string that is neither lent nor one that was.
-fn text(message: &mut Message, bytes: &[u8]) -> Option<()> {
-    (bytes.len() < LEND).then(|| put_text(&mut message.bytes, bytes))
+fn text(out: &mut Vec<u8>, bytes: &[u8]) -> Option<()> {
+    (bytes.len() < LEND).then(|| put_text(out, bytes))
 }
 
 /// Writes the closure of a job, if its code was sent before, it needs nothing but its upvalues, and those are no objects
@@ -76,7 +86,7 @@ unsafe fn closure(
     function: &Closure,
     request: &Request<'_>,
     functions: &Functions,
-    message: &mut Message,
+    out: &mut Vec<u8>,
 ) -> Option<Arc<Code>> {
     let Purpose::Job { keep, capture, .. } = request.purpose else { return None };
     // SAFETY: a Lua function is on the stack, and nothing runs meanwhile.
@@ -96,18 +106,18 @@ unsafe fn closure(
             return None;
         }
         let upvalues = function.upvalues();
-        message.bytes.extend_from_slice(&[tag::FUNC, 0, upvalues.len() as u8]);
+        out.extend_from_slice(&[tag::FUNC, 0, upvalues.len() as u8]);
         for upvalue in upvalues {
-            message.bytes.push(tag::CELL);
+            out.push(tag::CELL);
             match upvalue.value() {
-                Value::Nil => message.bytes.push(tag::NIL),
-                Value::Boolean(yes) => message.bytes.push(boolean(yes)),
-                Value::Number(number) => put_number(&mut message.bytes, number),
-                Value::String(string) => text(message, layout::bytes(string))?,
+                Value::Nil => out.push(tag::NIL),
+                Value::Boolean(yes) => out.push(boolean(yes)),
+                Value::Number(number) => put_number(out, number),
+                Value::String(string) => text(out, layout::bytes(string))?,
                 Value::Table(_) | Value::Other => return None,
             }
         }
-        if let Some(head) = message.bytes.first_chunk_mut::<HEADER>() {
+        if let Some(head) = out.first_chunk_mut::<HEADER>() {
             *head = wire::HEAD_OF_ONE;
         }
         Some(code)

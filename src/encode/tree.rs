@@ -120,11 +120,11 @@ impl Encoder<'_> {
             let flags = if meta.is_null() { 0 } else { tag::META };
             if self.is_deep(depth)? {
                 let at = self.anchor(frame);
-                self.message.bytes.push(tag::TABLE | flags | tag::DEFERRED);
+                self.bytes.push(tag::TABLE | flags | tag::DEFERRED);
                 self.defer(at);
                 return Ok(());
             }
-            self.message.bytes.push(tag::TABLE | flags);
+            self.bytes.push(tag::TABLE | flags);
             self.body(frame, tag_at, depth)?;
             if !(meta.is_null() || self.again(meta.cast())? || self.own(meta.cast()) || self.named(meta.cast())) {
                 let at = self.anchor(frame);
@@ -179,9 +179,9 @@ impl Encoder<'_> {
                         }
                         Shape::New(number) => {
                             self.shaped(tag_at, items, number);
-                            self.message.bytes.push(count as u8);
+                            self.bytes.push(count as u8);
                             for text in keys.iter().filter_map(|key| key.string()) {
-                                put_string(&mut self.message.bytes, layout::bytes(text));
+                                put_string(&mut self.bytes, layout::bytes(text));
                             }
                             if self.holding {
                                 self.hold_keys(keys);
@@ -193,8 +193,8 @@ impl Encoder<'_> {
                 }
             };
             let count = plain + sparse;
-            self.message.bytes.extend_from_slice(&(items as u32).to_le_bytes());
-            self.message.bytes.extend_from_slice(&count.to_le_bytes());
+            self.bytes.extend_from_slice(&(items as u32).to_le_bytes());
+            self.bytes.extend_from_slice(&count.to_le_bytes());
             self.items(frame, items, depth)?;
             self.records(frame, items, count, depth)
         }
@@ -203,11 +203,11 @@ impl Encoder<'_> {
     /// Writes the head of a table that has items, and the keys of a shape or none.
     #[inline]
     fn shaped(&mut self, tag_at: usize, items: usize, shape: u32) {
-        if let Some(tag) = self.message.bytes.get_mut(tag_at) {
+        if let Some(tag) = self.bytes.get_mut(tag_at) {
             *tag |= tag::SHAPED;
         }
-        put_varint(&mut self.message.bytes, items as u64);
-        put_varint(&mut self.message.bytes, u64::from(shape));
+        put_varint(&mut self.bytes, items as u64);
+        put_varint(&mut self.bytes, u64::from(shape));
     }
 
     /// Writes the items from 1 to `count`.
@@ -274,7 +274,7 @@ impl Encoder<'_> {
                 match key.value() {
                     Value::String(text) => self.key_text(text),
                     Value::Number(number) => self.number(number),
-                    Value::Boolean(yes) => self.message.bytes.push(if yes { tag::TRUE } else { tag::FALSE }),
+                    Value::Boolean(yes) => self.bytes.push(if yes { tag::TRUE } else { tag::FALSE }),
                     _ => self.changed(),
                 }
                 self.slot(value, frame, Place::Node(place), depth)?;
@@ -294,8 +294,8 @@ impl Encoder<'_> {
             match slot.value() {
                 Value::Number(number) => self.number(number),
                 Value::String(text) if !self.is_special(layout::bytes(text)) => self.text(layout::bytes(text)),
-                Value::Nil => self.message.bytes.push(tag::NIL),
-                Value::Boolean(yes) => self.message.bytes.push(if yes { tag::TRUE } else { tag::FALSE }),
+                Value::Nil => self.bytes.push(tag::NIL),
+                Value::Boolean(yes) => self.bytes.push(if yes { tag::TRUE } else { tag::FALSE }),
                 Value::Table(table) => {
                     let inner = Frame { table, from: Some((frame, place)), at: Cell::new(0) };
                     self.tree(&inner, depth + 1)?;
@@ -356,12 +356,12 @@ impl Encoder<'_> {
         }
         let keys = &mut self.scratch.keys;
         if let Some(number) = keys.get(&bytes.as_ptr()) {
-            self.message.bytes.extend_from_slice(&[tag::KEYREF, *number]);
+            self.bytes.extend_from_slice(&[tag::KEYREF, *number]);
         } else if keys.len() < MAX_KEYS {
             let number = keys.len() as u8;
             keys.insert(bytes.as_ptr(), number);
-            self.message.bytes.push(tag::KEY);
-            put_string(&mut self.message.bytes, bytes);
+            self.bytes.push(tag::KEY);
+            put_string(&mut self.bytes, bytes);
         } else {
             self.text(bytes);
         }

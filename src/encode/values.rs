@@ -38,10 +38,10 @@ impl Encoder<'_> {
         // SAFETY: `at` is a valid index, and each arm calls what fits the type.
         unsafe {
             match ffi::lua_type(self.state, at) {
-                ffi::LUA_TNIL => self.message.bytes.push(tag::NIL),
+                ffi::LUA_TNIL => self.bytes.push(tag::NIL),
                 ffi::LUA_TBOOLEAN => {
                     let yes = ffi::lua_toboolean(self.state, at) != 0;
-                    self.message.bytes.push(if yes { tag::TRUE } else { tag::FALSE });
+                    self.bytes.push(if yes { tag::TRUE } else { tag::FALSE });
                 }
                 ffi::LUA_TNUMBER => self.number(ffi::lua_tonumber(self.state, at)),
                 ffi::LUA_TSTRING => self.string(at)?,
@@ -49,8 +49,8 @@ impl Encoder<'_> {
                 ffi::LUA_TFUNCTION => return self.function(at, depth),
                 ffi::LUA_TLIGHTUSERDATA => {
                     let pointer = ffi::lua_touserdata(self.state, at) as u64;
-                    self.message.bytes.push(tag::LIGHT);
-                    self.message.bytes.extend_from_slice(&pointer.to_le_bytes());
+                    self.bytes.push(tag::LIGHT);
+                    self.bytes.extend_from_slice(&pointer.to_le_bytes());
                 }
                 ffi::LUA_TUSERDATA => return self.userdata(at, depth),
                 luajit::LUA_TCDATA => return self.cdata(at),
@@ -67,18 +67,18 @@ impl Encoder<'_> {
         unsafe {
             match (self.handles.of)(self.state, at) {
                 Some(Handle::Pool(pool)) => {
-                    self.message.bytes.push(tag::POOL);
-                    self.message.bytes.extend_from_slice(&pool.to_le_bytes());
+                    self.bytes.push(tag::POOL);
+                    self.bytes.extend_from_slice(&pool.to_le_bytes());
                     return Ok(());
                 }
                 Some(Handle::Object(object)) => {
-                    let handles = &mut self.message.handles;
+                    let handles = &mut self.message.beside_mut().handles;
                     let number = handles.iter().position(|known| Arc::ptr_eq(known, &object)).unwrap_or_else(|| {
                         handles.push(object);
                         handles.len() - 1
                     });
-                    self.message.bytes.push(tag::HANDLE);
-                    put_varint(&mut self.message.bytes, number as u64);
+                    self.bytes.push(tag::HANDLE);
+                    put_varint(&mut self.bytes, number as u64);
                     return Ok(());
                 }
                 None => {}
@@ -124,12 +124,12 @@ impl Encoder<'_> {
                 return self.refuse_unless_named(at);
             }
             self.begin(object, at)?;
-            if self.message.bytes.len().saturating_add(string_at(self.state, top + 2).len()) > self.request.limit {
+            if self.bytes.len().saturating_add(string_at(self.state, top + 2).len()) > self.request.limit {
                 return self.refuse(Refusal::TooLarge);
             }
-            self.message.bytes.push(tag::CDATA);
+            self.bytes.push(tag::CDATA);
             for place in 1..=2 {
-                put_string(&mut self.message.bytes, string_at(self.state, top + place));
+                put_string(&mut self.bytes, string_at(self.state, top + place));
             }
             ffi::lua_settop(self.state, top);
             Ok(())
@@ -139,7 +139,7 @@ impl Encoder<'_> {
     /// Writes a number.
     #[inline]
     pub(super) fn number(&mut self, number: f64) {
-        put_number(&mut self.message.bytes, number);
+        put_number(&mut self.bytes, number);
     }
 
     #[inline]
@@ -176,19 +176,19 @@ impl Encoder<'_> {
 
     /// Lends the string at `at`, which is kept at a place below the objects'.
     unsafe fn lend(&mut self, at: c_int, bytes: &[u8]) -> Step {
-        let known = self.message.lent.iter().position(|lease| lease.is_of(bytes));
-        let number = known.unwrap_or(self.message.lent.len());
+        let known = self.message.beside().lent.iter().position(|lease| lease.is_of(bytes));
+        let number = known.unwrap_or(self.message.beside().lent.len());
         if known.is_none() {
             self.lent_size += bytes.len();
             self.check_size()?;
             // SAFETY: the table keeps the string until the outcome has come, or the VM ends and withdraws the lease.
             unsafe {
                 self.keep_at(at, -1 - number as c_int);
-                self.message.lent.push(Arc::new(Lease::new(bytes)));
+                self.message.beside_mut().lent.push(Arc::new(Lease::new(bytes)));
             }
         }
-        self.message.bytes.push(tag::LENT);
-        put_varint(&mut self.message.bytes, number as u64);
+        self.bytes.push(tag::LENT);
+        put_varint(&mut self.bytes, number as u64);
         Ok(())
     }
 
@@ -196,8 +196,8 @@ impl Encoder<'_> {
     fn own_string(&mut self, bytes: &[u8]) -> bool {
         let Purpose::Outcome(Some(Back { origin, .. })) = self.request.purpose else { return false };
         let Some(number) = origin.strings.iter().position(|string| *string == bytes.as_ptr()) else { return false };
-        self.message.bytes.push(tag::OWN_STRING);
-        put_varint(&mut self.message.bytes, number as u64);
+        self.bytes.push(tag::OWN_STRING);
+        put_varint(&mut self.bytes, number as u64);
         true
     }
 
@@ -205,11 +205,11 @@ impl Encoder<'_> {
     #[inline]
     pub(super) fn text(&mut self, bytes: &[u8]) {
         // Strings are what makes a message much larger than what it is made of.
-        if self.message.bytes.len().saturating_add(bytes.len()) > self.request.limit {
+        if self.bytes.len().saturating_add(bytes.len()) > self.request.limit {
             self.overflows = true;
             return;
         }
-        put_text(&mut self.message.bytes, bytes);
+        put_text(&mut self.bytes, bytes);
     }
 
     /// A table's key: a string is written once a message.
@@ -242,13 +242,13 @@ impl Encoder<'_> {
             // SAFETY: what is being packed is on the stack.
             unsafe { self.refuse_packing("what its __msys_pack gives refers to the object itself")? };
         }
-        if let Some(tag) = self.message.bytes.get_mut(seen.tag_at as usize) {
+        if let Some(tag) = self.bytes.get_mut(seen.tag_at as usize) {
             *tag |= tag::SHARED;
         }
         // The closure of a job, which may come back.
         self.mutable |= seen.ordinal == 0;
-        self.message.bytes.push(tag::REF);
-        put_varint(&mut self.message.bytes, u64::from(seen.ordinal));
+        self.bytes.push(tag::REF);
+        put_varint(&mut self.bytes, u64::from(seen.ordinal));
         Ok(())
     }
 
@@ -272,8 +272,8 @@ impl Encoder<'_> {
             self.scratch.own.get(object).map(|seen| seen.ordinal)
         });
         let Some(ordinal) = ordinal else { return false };
-        self.message.bytes.push(tag::OWN);
-        put_varint(&mut self.message.bytes, u64::from(ordinal));
+        self.bytes.push(tag::OWN);
+        put_varint(&mut self.bytes, u64::from(ordinal));
         true
     }
 
@@ -287,22 +287,22 @@ impl Encoder<'_> {
         if name.builtin && matches!(self.request.purpose, Purpose::Job { .. }) && usage::is_reaching(name.field.as_bytes()) {
             self.flags |= flag::ENV | flag::OPEN_ENV;
         }
-        let out = &mut self.message.bytes;
+        let out = &mut self.bytes;
         out.push(tag::NAMED);
         for part in [&name.module, &name.field] {
             put_string(out, part.as_bytes());
         }
-        if !name.builtin && !self.message.modules.contains(&name.module) {
-            self.message.modules.push(name.module);
+        if !name.builtin && !self.message.beside().modules.contains(&name.module) {
+            self.message.beside_mut().modules.push(name.module);
         }
         true
     }
 
     /// Writes "the globals": in a job, those are what that job sees, and can look at.
     fn globals(&mut self) {
-        self.message.bytes.push(tag::NAMED);
-        put_string(&mut self.message.bytes, b"_G");
-        put_string(&mut self.message.bytes, b"");
+        self.bytes.push(tag::NAMED);
+        put_string(&mut self.bytes, b"_G");
+        put_string(&mut self.bytes, b"");
         if let Purpose::Job { .. } = self.request.purpose {
             self.flags |= flag::ENV | flag::OPEN_ENV;
         }
@@ -334,7 +334,7 @@ impl Encoder<'_> {
     #[inline]
     pub(super) fn number_object(&mut self, object: *const c_void) -> Step<usize> {
         self.check_size()?;
-        let tag_at = self.message.bytes.len();
+        let tag_at = self.bytes.len();
         self.scratch.objects.insert(object, Seen { ordinal: self.ordinals, tag_at: tag_at as u32 });
         self.ordinals = self.ordinals.wrapping_add(1);
         Ok(tag_at)
@@ -344,7 +344,7 @@ impl Encoder<'_> {
     #[inline]
     pub(super) fn number_or_refer(&mut self, object: *const c_void) -> Step<Option<usize>> {
         self.check_size()?;
-        let tag_at = self.message.bytes.len();
+        let tag_at = self.bytes.len();
         let new = Seen { ordinal: self.ordinals, tag_at: tag_at as u32 };
         if let Some(seen) = self.scratch.objects.insert(object, new) {
             self.refer(seen)?;
@@ -449,12 +449,12 @@ impl Encoder<'_> {
                 return self
                     .refuse_packing("its __msys_pack must give a value and the name of the module that unpacks it");
             };
-            if !self.message.modules.iter().any(|known| **known == *module) {
-                self.message.modules.push(Arc::from(module));
+            if !self.message.beside().modules.iter().any(|known| **known == *module) {
+                self.message.beside_mut().modules.push(Arc::from(module));
             }
             self.begin(object, at)?;
-            self.message.bytes.push(tag::PACKED);
-            put_string(&mut self.message.bytes, module.as_bytes());
+            self.bytes.push(tag::PACKED);
+            put_string(&mut self.bytes, module.as_bytes());
             self.hold(value);
             self.value(value, depth + 1)?;
             self.scratch.packing.pop();
@@ -552,11 +552,11 @@ impl Encoder<'_> {
                 if meta {
                     ffi::lua_settop(self.state, -2);
                 }
-                self.message.bytes.push(tag::TABLE | flags | tag::DEFERRED);
+                self.bytes.push(tag::TABLE | flags | tag::DEFERRED);
                 self.defer(at);
                 return Ok(());
             }
-            self.message.bytes.push(tag::TABLE | flags);
+            self.bytes.push(tag::TABLE | flags);
             self.table_body(at, tag_at, kind, depth)?;
             if meta {
                 self.value(meta_at, depth + 1)?;
@@ -593,8 +593,8 @@ impl Encoder<'_> {
     pub(super) unsafe fn contents(&mut self, at: c_int, weak: bool, depth: usize) -> Step {
         // SAFETY: `lua_next` walks the table with its key on top; nothing here changes the table.
         unsafe {
-            let counts_at = self.message.bytes.len();
-            self.message.bytes.extend_from_slice(&[0; 8]);
+            let counts_at = self.bytes.len();
+            self.bytes.extend_from_slice(&[0; 8]);
             let (mut items, mut records) = (0u32, 0u32);
             let mut in_order = true;
             ffi::lua_pushnil(self.state);
@@ -618,7 +618,7 @@ impl Encoder<'_> {
                 self.value(key + 1, depth + 1)?;
                 ffi::lua_settop(self.state, key);
             }
-            if let Some(counts) = self.message.bytes.get_mut(counts_at..counts_at + 8) {
+            if let Some(counts) = self.bytes.get_mut(counts_at..counts_at + 8) {
                 let (low, high) = counts.split_at_mut(4);
                 low.copy_from_slice(&items.to_le_bytes());
                 high.copy_from_slice(&records.to_le_bytes());

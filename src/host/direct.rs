@@ -380,7 +380,7 @@ unsafe fn push_place(state: *mut lua_State, ticket: Option<u64>, slot: Option<us
 /// In `turn`.
 unsafe fn plain_event(state: *mut lua_State, vm: &Vm, job: Job) -> Result<c_int, Job> {
     let parcel = &job.value;
-    if parcel.kind != Kind::Outcome || parcel.kept || !parcel.message.modules.is_empty() {
+    if parcel.kind != Kind::Outcome || parcel.kept || !parcel.message.beside().modules.is_empty() {
         return Err(job);
     }
     // SAFETY: in `turn` there is room for so many, none of which raises.
@@ -610,8 +610,12 @@ unsafe fn finish(state: *mut lua_State, vm: &Vm, thread: *mut lua_State, slot: u
         let count = ffi::lua_gettop(thread);
         let purpose = Purpose::Outcome(None);
         let request = Request { count, limit: vm.message_limit(), scanned: false, purpose };
-        let write = |message: &mut _| encode::write_plain(thread, (1, count), &request, &vm.functions, message);
-        if mode != Mode::Async && !vm.write_outcome(slot, write) {
+        let mut scratch = vm.take_scratch();
+        let write =
+            |message: &mut _| encode::write_plain(thread, (1, count), &request, &vm.functions, message, &mut scratch.encode);
+        let is_written = mode == Mode::Async || vm.write_outcome(slot, write);
+        vm.return_scratch(scratch);
+        if !is_written {
             if ffi::lua_checkstack(thread, count) == 0 || ffi::lua_checkstack(state, count + 4) == 0 {
                 return Some(hand_over(state, thread, ffi::LUA_OK, None, Some(slot)));
             }

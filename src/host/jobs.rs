@@ -142,7 +142,7 @@ pub(super) unsafe fn decode_onto(
         decode::decode(state, inner, &vm.functions, HANDLES, message, &mut scratch.decode, role)
     };
     vm.return_scratch(scratch);
-    if !message.modules.is_empty() {
+    if !message.beside().modules.is_empty() {
         vm.modules.borrow_mut().clear();
     }
     result
@@ -290,7 +290,7 @@ unsafe fn send_job(state: *mut lua_State, vm: &Vm, pool: u32, first: c_int, subm
         job.value.kept = job.value.message.has_kept();
         if job.value.kept {
             vm.functions.store(state, vm.functions.kept, ticket as c_int);
-            vm.lend(ticket, &job.value.message.lent);
+            vm.lend(ticket, &job.value.message.beside().lent);
         }
         let future = (mode == Mode::Kept).then(|| {
             let parent = slot.and_then(|slot| vm.describe(slot)).map_or(0, |(id, ..)| id);
@@ -511,7 +511,7 @@ pub(super) unsafe fn give(state: *mut lua_State, vm: &Vm, next: Next, awaited: O
 /// In a C function of ours.
 pub(super) unsafe fn missing_module(state: *mut lua_State, vm: &Vm, message: &Message) -> Option<Arc<str>> {
     let tried = vm.modules.borrow();
-    message.modules.iter().find(|module| {
+    message.beside().modules.iter().find(|module| {
         // SAFETY: the caller's promise.
         !tried.contains(*module) && unsafe { !is_loaded(state, module) }
     }).cloned()
@@ -571,7 +571,7 @@ pub(super) unsafe fn event(state: *mut lua_State, vm: &Vm, job: Job, awaited: Op
             ffi::lua_error(state);
         }
         if let Some(ticket) = kept {
-            vm.take_back(ticket, job.value.early);
+            vm.take_back(ticket, job.value.rare().early);
             ffi::lua_pushnil(state);
             vm.functions.store(state, vm.functions.kept, ticket as c_int);
         }
@@ -656,7 +656,9 @@ pub(super) unsafe fn open_job(state: *mut lua_State, vm: &Vm, slot: usize) -> Op
         let mut kept = None;
         if let (Some(mut origin), Ok(_)) = (origin, &result) {
             std::mem::swap(&mut origin.bytes, &mut message.bytes);
-            std::mem::swap(&mut origin.handles, &mut message.handles);
+            if !message.beside().handles.is_empty() {
+                std::mem::swap(&mut origin.handles, &mut message.beside_mut().handles);
+            }
             kept = Some(origin);
         }
         message.clear_values();

@@ -95,13 +95,10 @@ unsafe fn store(state: *mut lua_State, vm: &Vm, scanned: bool) -> Result<Stored,
             ffi::LUA_TSTRING => Stored::Text(Arc::from(string_at(state, -1))),
             _ => {
                 return match encode_value(state, vm, scanned) {
-                    Ok(mut message) => Ok(match message.handles.pop() {
-                        Some(object) if message.is_handle() => Stored::Object(object),
-                        other => {
-                            message.handles.extend(other);
-                            Stored::packed(message, kind == ffi::LUA_TFUNCTION)
-                        }
-                    }),
+                    Ok(mut message) => {
+                        let object = if message.is_handle() { message.beside_mut().handles.pop() } else { None };
+                        Ok(object.map_or_else(|| Stored::packed(message, kind == ffi::LUA_TFUNCTION), Stored::Object))
+                    }
                     Err(refusal) => Err(refused_value(state, vm, refusal)),
                 };
             }

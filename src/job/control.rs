@@ -135,12 +135,12 @@ impl Control {
         let address = Address {
             mode: parcel.mode,
             ticket: parcel.ticket,
-            parent: parcel.parent,
+            parent: parcel.rare().parent,
             kept: parcel.kept,
             pool: parcel.pool,
             reply: parcel.reply.clone(),
             root: parcel.root.clone(),
-            sink: parcel.sink.clone(),
+            sink: parcel.rare().sink.clone(),
         };
         Arc::new(Self {
             stop: OnceLock::new(),
@@ -152,7 +152,7 @@ impl Control {
             completes,
             id: parcel.id,
             pool: Arc::clone(pool),
-            name: parcel.name.clone(),
+            name: parcel.rare().name.clone(),
             keeper,
             inner: Mutex::new(Inner { state: State::Queued, address: Some(address), is_counted: true, children: Vec::new() }),
         })
@@ -313,13 +313,14 @@ impl Control {
         parcel.id = self.id;
         parcel.pool = address.pool;
         parcel.ticket = address.ticket;
-        parcel.parent = address.parent;
         parcel.kept = address.kept;
-        // Its worker may still read what was lent to it.
-        parcel.early = true;
         parcel.reply = address.reply;
         parcel.root = address.root;
-        parcel.sink = address.sink;
+        let rare = parcel.rare_mut();
+        rare.parent = address.parent;
+        // Its worker may still read what was lent to it.
+        rare.early = true;
+        rare.sink = address.sink;
         outcome::failure(&mut parcel.message, &stop.text, &stop.text, stop.kind, &self.pool, self.id);
         Some(job)
     }
@@ -396,7 +397,7 @@ mod tests {
         assert!(control.leave_queue() && control.begin(&station, 3));
         let (found, slot) = request(&control, Cause::Cancelled("".into())).expect("it runs");
         assert!(Arc::ptr_eq(&found, &station) && slot == 3);
-        assert!(control.take_over(false).is_some_and(|job| job.value.early && job.value.ticket == 5));
+        assert!(control.take_over(false).is_some_and(|job| job.value.rare().early && job.value.ticket == 5));
         assert!(control.take_over(false).is_none() && !control.finish());
         assert_eq!((outcomes(&inbox), queue.0.load(Ordering::Relaxed)), (vec![], 0));
 

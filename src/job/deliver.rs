@@ -7,13 +7,13 @@ use crate::outcome;
 
 /// Brings an ended job's outcome (its message) to whoever awaits it, unless somebody has ended the job before.
 pub fn deliver(mut job: Job, ok: bool) {
-    if let Some(control) = job.value.control.take()
+    if let Some(control) = job.value.any_rare().and_then(|rare| rare.control.take())
         && !control.finish()
     {
         return;
     }
     let reply = job.value.reply.take();
-    if let Some(sink) = job.value.sink.take() {
+    if let Some(sink) = job.value.any_rare().and_then(|rare| rare.sink.take()) {
         let root = job.value.root.take().or(reply);
         sink.end(std::mem::take(&mut job.value.message), ok);
         if let Some(root) = root {

@@ -155,24 +155,32 @@ pub struct Parcel {
     pub mode: Mode,
     /// Which limits on sessions it is exempt from.
     pub rank: Rank,
-    /// The submitting job's slot in its VM, for a synchronous job of a job.
-    pub parent: Option<usize>,
-    /// What the user calls it, for errors and statistics.
-    pub name: Option<Arc<str>>,
-    /// Unique in the process.
-    pub id: u64,
+    /// The submitter keeps, under that ticket, the objects of which the outcome may speak.
+    pub kept: bool,
     /// The pool's id.
     pub pool: u32,
     /// Which state of the host's module paths the job expects (see `registry`).
     pub paths: u32,
     /// The submitter's name for whatever waits.
     pub ticket: u64,
-    /// The submitter keeps, under that ticket, the objects of which the outcome may speak.
-    pub kept: bool,
+    /// Unique in the process.
+    pub id: u64,
     /// Where the outcome goes.
     pub reply: Option<Arc<Inbox>>,
     /// The host in whose name it runs, if that is not `reply`: reports go there.
     pub root: Option<Arc<Inbox>>,
+    rare: Option<Box<Rare>>,
+    /// The closure, and later the outcome.
+    pub message: Message,
+}
+
+/// What only few jobs have. It is apart, so that a parcel is of two cache lines: they go from core to core and back.
+#[derive(Debug, Default)]
+pub struct Rare {
+    /// The submitting job's slot in its VM, for a synchronous job of a job.
+    pub parent: Option<usize>,
+    /// What the user calls it, for errors and statistics.
+    pub name: Option<Arc<str>>,
     /// The ancestors that wait for it.
     pub chain: Option<Arc<Chain>>,
     /// Where its outcome goes, if not to `reply`.
@@ -183,11 +191,32 @@ pub struct Parcel {
     pub early: bool,
     /// The sessions that wait for it, of those that have had to do with locks.
     pub ancestors: Ancestors,
-    /// The closure, and later the outcome.
-    pub message: Message,
 }
 
+static NOTHING_RARE: Rare =
+    Rare { parent: None, name: None, chain: None, sink: None, control: None, early: false, ancestors: None };
+
+// With the link to the next and the allocator's word, 128 bytes: what glibc keeps for reuse without merging it.
+const _: () = assert!(size_of::<Node<Parcel>>() <= 120);
+
 impl Parcel {
+    /// What it has of what only few have.
+    #[inline]
+    pub fn rare(&self) -> &Rare {
+        self.rare.as_deref().unwrap_or(&NOTHING_RARE)
+    }
+
+    /// The same, to be changed.
+    pub fn rare_mut(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// The same, if there is anything.
+    #[inline]
+    pub fn any_rare(&mut self) -> Option<&mut Rare> {
+        self.rare.as_deref_mut()
+    }
+
     /// The host in whose name it runs.
     pub fn host(&self) -> Option<&Arc<Inbox>> {
         self.root.as_ref().or(self.reply.as_ref())
@@ -199,7 +228,7 @@ pub type Job = Box<Node<Parcel>>;
 
 /// A new, empty one.
 pub fn new_job() -> Job {
-    Node::new(Parcel { message: Message::small(), ..Parcel::default() })
+    Node::new(Parcel::default())
 }
 
 /// A signal for `ticket`.

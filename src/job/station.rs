@@ -236,7 +236,7 @@ impl Station {
         let mut job = new_job();
         job.value.kind = Kind::Stop;
         job.value.ticket = slot as u64;
-        job.value.control = Some(Arc::clone(control));
+        job.value.rare_mut().control = Some(Arc::clone(control));
         inbox.mailbox.push(job);
     }
 

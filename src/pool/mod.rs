@@ -230,7 +230,7 @@ impl Pool {
 
     /// A job has been taken from the queues; one that was ended there counts no more.
     fn took(&self, job: &Job) {
-        if job.value.control.as_ref().is_none_or(|control| control.leave_queue()) {
+        if job.value.rare().control.as_ref().is_none_or(|control| control.leave_queue()) {
             self.taken();
         }
     }
@@ -369,7 +369,7 @@ impl Pool {
                 return;
             };
             // One that was ended in the queue does not count.
-            if job.value.control.as_ref().is_some_and(|control| control.has_ended()) {
+            if job.value.rare().control.as_ref().is_some_and(|control| control.has_ended()) {
                 continue;
             }
             if left == 0 {

@@ -360,14 +360,3 @@ impl Random {
         (self.0 >> 11) as usize % most.max(1)
     }
 }
-
-/// Holds what a message was, and its codes and what else stands beside the bytes.
-pub fn beside(message: &Message, bytes: &[u8]) -> Message {
-    Message {
-        bytes: bytes.to_vec(),
-        codes: message.codes.iter().map(Arc::clone).collect(),
-        modules: message.modules.clone(),
-        lent: message.lent.iter().map(Arc::clone).collect(),
-        handles: message.handles.iter().map(Arc::clone).collect(),
-    }
-}
