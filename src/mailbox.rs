@@ -11,6 +11,9 @@
 //! **No event is lost.** The consumer waits only after a `take` that gave nothing. The first push after that
 //! `take` finds the list empty, so it wakes; later pushes before the next `take` need not, since that wake is still
 //! to be seen. The push's release pairs with the take's acquire: a node's contents are visible with it.
+//!
+//! **No event is left.** An event may hold the mailbox that it is in (an outcome names its inbox), which would then never
+//! be freed. So a consumer that ends closes it: the head becomes a mark, which no push replaces.
 
 use std::ptr;
 
@@ -61,11 +64,20 @@ impl<T> Mailbox<T> {
         &self.waker
     }
 
-    /// Adds an event; wakes the consumer if it could have seen none.
-    pub fn push(&self, node: Box<Node<T>>) {
+    /// What the head is once the mailbox is closed: no node has this address.
+    const CLOSED: *mut Node<T> = ptr::dangling_mut();
+
+    /// Adds an event, and wakes the consumer if it could have seen none; in a closed mailbox, drops it. Whether it was
+    /// added.
+    pub fn push(&self, node: Box<Node<T>>) -> bool {
         let node = Box::into_raw(node);
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
+            if head == Self::CLOSED {
+                // SAFETY: the node came from a box, and nobody else has got it.
+                drop(unsafe { Box::from_raw(node) });
+                return false;
+            }
             // SAFETY: the node came from a box, so it is valid, and nobody else has it until the exchange succeeds.
             unsafe { (*node).next = head };
             match self.head.compare_exchange_weak(head, node, Ordering::Release, Ordering::Relaxed) {
@@ -76,16 +88,35 @@ impl<T> Mailbox<T> {
         if head.is_null() {
             self.waker.wake();
         }
+        true
     }
 
     /// Whether a `take` would give nothing; a hint.
     pub fn is_empty(&self) -> bool {
-        self.head.load(Ordering::Relaxed).is_null()
+        let head = self.head.load(Ordering::Relaxed);
+        head.is_null() || head == Self::CLOSED
     }
 
-    /// Takes all events, oldest first.
+    /// Whether it is closed; a hint, unless the consumer asks.
+    pub fn is_closed(&self) -> bool {
+        self.head.load(Ordering::Relaxed) == Self::CLOSED
+    }
+
+    /// Takes all events, oldest first. The consumer's alone, before it closes the mailbox.
     pub fn take(&self) -> Taken<T> {
-        let mut newest = self.head.swap(ptr::null_mut(), Ordering::Acquire);
+        self.take_for(ptr::null_mut())
+    }
+
+    /// The consumer is gone: drops what is here, and what comes.
+    pub fn close(&self) {
+        drop(self.take_for(Self::CLOSED));
+    }
+
+    fn take_for(&self, head: *mut Node<T>) -> Taken<T> {
+        let mut newest = self.head.swap(head, Ordering::Acquire);
+        if newest == Self::CLOSED {
+            newest = ptr::null_mut();
+        }
         let mut oldest = ptr::null_mut();
         while !newest.is_null() {
             let node = newest;
@@ -102,7 +133,7 @@ impl<T> Mailbox<T> {
 
 impl<T> Drop for Mailbox<T> {
     fn drop(&mut self) {
-        drop(self.take());
+        self.close();
     }
 }
 
@@ -177,13 +208,24 @@ mod tests {
     }
 
     #[test]
+    fn a_closed_mailbox_keeps_nothing() {
+        let value = Arc::new(());
+        let mailbox = Mailbox::new(Waker::for_this_thread());
+        assert!(mailbox.push(Node::new(Arc::clone(&value))));
+        mailbox.close();
+        assert!(!mailbox.push(Node::new(Arc::clone(&value))));
+        assert_eq!(Arc::strong_count(&value), 1);
+        assert!(mailbox.is_closed() && mailbox.is_empty());
+    }
+
+    #[test]
     fn a_stampede_of_pushers_loses_nothing() {
         const EACH: usize = 20_000;
         let mailbox = Arc::new(Mailbox::new(Waker::for_this_thread()));
         let pushers: Vec<_> = (0..4)
             .map(|pusher| {
                 let mailbox = Arc::clone(&mailbox);
-                thread::spawn(move || (0..EACH).for_each(|n| mailbox.push(Node::new((pusher, n)))))
+                thread::spawn(move || assert!((0..EACH).all(|n| mailbox.push(Node::new((pusher, n))))))
             })
             .collect();
         let mut next = [0; 4];

@@ -40,7 +40,7 @@ impl<T> Mutex<T> {
 }
 
 #[cfg(not(loom))]
-pub(crate) use unmodelled::{Condvar, RwLock, RwLockWriteGuard};
+pub(crate) use unmodelled::{Aligned, Condvar, RwLock, RwLockWriteGuard};
 
 /// What no loom model uses.
 #[cfg(not(loom))]
@@ -51,6 +51,11 @@ mod unmodelled {
     };
 
     pub(crate) use std::sync::RwLockWriteGuard;
+
+    /// On a cache line of its own: written by one thread while others read or write what stands beside it.
+    #[derive(Debug, Default)]
+    #[repr(align(128))]
+    pub(crate) struct Aligned<T>(pub(crate) T);
 
     /// A lock for many readers or one writer. A reader must not take it again: a writer may wait in between.
     #[derive(Debug, Default)]

@@ -237,7 +237,7 @@ pub struct Vm {
     origins: RefCell<Vec<Box<Origin>>>,
     #[allow(clippy::vec_box, reason = "taken and given back as boxes: a call moves a pointer, not the maps")]
     scratch: RefCell<Vec<Box<Scratch>>>,
-    pools: RefCell<Vec<Option<Arc<Pool>>>>,
+    pools: RefCell<Vec<Option<KnownPool>>>,
     /// A worker's VM for isolated executions, if it has one that can be used again; and buffers.
     pub isolate: RefCell<Option<Box<Isolate>>>,
     /// See `isolate`.
@@ -249,6 +249,10 @@ pub struct Vm {
     /// Strings that were lent to jobs whose outcomes have not come, by ticket.
     leases: RefCell<FxHashMap<u64, Vec<Arc<Lease>>>>,
 }
+
+/// A pool that a VM knows.
+#[allow(clippy::redundant_allocation, reason = "the count of this thread's is not shared with others")]
+pub type KnownPool = Rc<Arc<Pool>>;
 
 /// What `submit` is asked for, besides the message.
 #[derive(Debug)]
@@ -500,7 +504,7 @@ impl Vm {
                     self.large.set(self.large.get() + capacity);
                 }
             }
-            parcel.root = None;
+            (parcel.reply, parcel.root) = (None, None);
             if let Some(rare) = parcel.any_rare() {
                 *rare = Rare::default();
             }
@@ -508,18 +512,18 @@ impl Vm {
         }
     }
 
-    /// The pool with this id; remembered, so that most calls touch no lock.
-    pub fn pool(&self, id: u32) -> Option<Arc<Pool>> {
+    /// The pool with this id; remembered, so that most calls take no lock.
+    pub fn pool(&self, id: u32) -> Option<KnownPool> {
         let place = id as usize;
         if let Some(Some(pool)) = self.pools.borrow().get(place) {
-            return Some(Arc::clone(pool));
+            return Some(Rc::clone(pool));
         }
-        let pool = registry::by_id(id)?;
+        let pool = Rc::new(registry::by_id(id)?);
         let mut pools = self.pools.borrow_mut();
         if pools.len() <= place {
             pools.resize(place + 1, None);
         }
-        pools[place] = Some(Arc::clone(&pool));
+        pools[place] = Some(Rc::clone(&pool));
         Some(pool)
     }
 
@@ -1238,7 +1242,7 @@ impl Vm {
         Some(running.job)
     }
 
-    fn deliver(&self, job: Job, ok: bool) {
+    fn deliver(&self, mut job: Job, ok: bool) {
         if ok && job.value.mode == Mode::Async {
             if job.value.rare().control.as_ref().is_some_and(|control| !control.finish()) {
                 return;
@@ -1247,9 +1251,18 @@ impl Vm {
                 host.end_pending();
             }
             self.return_parcel(job);
-        } else {
-            deliver(job, ok);
+            return;
         }
+        // The worker has the inbox already: to let go of the job's would be to pull its count from another core.
+        if let Some(root) = &*self.root.borrow()
+            && job.value.replies()
+            && job.value.reply.as_ref().is_some_and(|reply| Arc::ptr_eq(reply, root))
+        {
+            job.value.kind = Kind::Outcome;
+            root.mailbox.push(job);
+            return;
+        }
+        deliver(job, ok);
     }
 
     /// Reports a failure (a message `false, error, info`) that nobody waits for, to the host of the job in `slot`.
@@ -1259,7 +1272,7 @@ impl Vm {
         let root = parent.and_then(|parent| parent.job.value.host().cloned()).or_else(|| self.root.borrow().clone());
         drop(running);
         let Some(root) = root else { return };
-        if root.closed.load(Ordering::Acquire) {
+        if root.mailbox.is_closed() {
             return;
         }
         let mut job = new_job();
@@ -1287,7 +1300,7 @@ impl Drop for Vm {
     fn drop(&mut self) {
         self.withdraw();
         self.end_sessions();
-        self.inbox.borrow().closed.store(true, Ordering::Release);
+        self.inbox.borrow().mailbox.close();
         self.inbox.borrow().mailbox.waker().retire();
         let Some(worker) = &self.worker else { return };
         let text = format!("the worker of pool '{}' ended while the job was in progress", worker.pool.config.name);

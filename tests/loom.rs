@@ -64,6 +64,27 @@ fn a_woken_waiter_sees_what_was_written_before_the_wake() {
 }
 
 #[test]
+fn nothing_is_left_in_a_mailbox_that_is_closed_meanwhile() {
+    model(3, || {
+        let value = Arc::new(());
+        let mailbox = Arc::new(Mailbox::new(Waker::for_this_thread()));
+        let pusher = {
+            let (mailbox, value) = (Arc::clone(&mailbox), Arc::clone(&value));
+            thread::spawn(move || {
+                mailbox.push(Node::new(Arc::clone(&value)));
+                mailbox.push(Node::new(value));
+            })
+        };
+        drop(mailbox.take());
+        mailbox.close();
+        pusher.join().unwrap();
+        // The mailbox is still there.
+        assert_eq!(Arc::strong_count(&value), 1);
+        assert!(mailbox.is_closed());
+    });
+}
+
+#[test]
 fn a_mailbox_loses_no_event_of_two_pushers() {
     model(3, || {
         let mailbox = Arc::new(Mailbox::new(Waker::for_this_thread()));

@@ -1,8 +1,6 @@
 //! The way of an outcome to whoever awaits it.
 
-use std::sync::atomic::Ordering;
-
-use super::{Inbox, Job, Kind, Mode};
+use super::{Job, Kind, Mode};
 use crate::outcome;
 
 /// Brings an ended job's outcome (its message) to whoever awaits it, unless somebody has ended the job before.
@@ -24,14 +22,14 @@ pub fn deliver(mut job: Job, ok: bool) {
     if job.value.mode != Mode::Async {
         job.value.kind = Kind::Outcome;
         if let Some(reply) = reply {
-            post(&reply, job);
+            reply.mailbox.push(job);
         }
         return;
     }
     let Some(root) = job.value.root.take().or(reply) else { return };
     if !ok {
         job.value.kind = Kind::Report;
-        post(&root, job);
+        root.mailbox.push(job);
     }
     root.end_pending();
 }
@@ -41,10 +39,4 @@ pub fn fail(mut job: Job, pool: &str, kind: &str, text: &str, traceback: &str) {
     let id = job.value.id;
     outcome::failure(&mut job.value.message, text, traceback, kind, pool, id);
     deliver(job, false);
-}
-
-fn post(inbox: &Inbox, job: Job) {
-    if !inbox.closed.load(Ordering::Acquire) {
-        inbox.mailbox.push(job);
-    }
 }

@@ -13,7 +13,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -25,6 +25,7 @@ use crate::{
     locks::Ancestors,
     mailbox::{Mailbox, Node},
     sleep::Rank,
+    sync::Aligned,
     wire::Message,
 };
 
@@ -70,26 +71,19 @@ pub enum Kind {
     Stop,
 }
 
-/// On a cache line of its own: written by one thread while others read or write what stands beside it.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Aligned<T>(T);
-
-/// The mailbox of one VM, and what else other threads know of that VM.
+/// The mailbox of one VM, and what else other threads know of that VM. Once the VM is gone, the mailbox is closed.
 #[derive(Debug)]
 pub struct Inbox {
     /// Its events.
     pub mailbox: Mailbox<Parcel>,
     /// For a host: asynchronous jobs accepted in its name that have not ended; its exit waits for them.
     pending: Aligned<AtomicUsize>,
-    /// The VM is gone: what comes now is dropped, reports are printed.
-    pub closed: AtomicBool,
 }
 
 impl Inbox {
     /// An inbox for a VM that waits on the mailbox's waker.
     pub fn new(mailbox: Mailbox<Parcel>) -> Arc<Self> {
-        Arc::new(Self { mailbox, pending: Aligned(AtomicUsize::new(0)), closed: AtomicBool::new(false) })
+        Arc::new(Self { mailbox, pending: Aligned(AtomicUsize::new(0)) })
     }
 
     /// One asynchronous job more.
@@ -165,7 +159,7 @@ pub struct Parcel {
     pub ticket: u64,
     /// Unique in the process.
     pub id: u64,
-    /// Where the outcome goes.
+    /// Where the outcome goes; it may name the inbox that it is in.
     pub reply: Option<Arc<Inbox>>,
     /// The host in whose name it runs, if that is not `reply`: reports go there.
     pub root: Option<Arc<Inbox>>,
@@ -220,6 +214,12 @@ impl Parcel {
     /// The host in whose name it runs.
     pub fn host(&self) -> Option<&Arc<Inbox>> {
         self.root.as_ref().or(self.reply.as_ref())
+    }
+
+    /// Whether its outcome goes to `reply` whatever has become of it.
+    pub fn replies(&self) -> bool {
+        let rare = self.rare();
+        matches!(self.mode, Mode::Sync | Mode::Scheduled) && rare.control.is_none() && rare.sink.is_none()
     }
 }
 

@@ -10,6 +10,7 @@
 //! either finds a worker that will look again, or none alive and starts one, and a worker that ends looks at the
 //! queues once more after it has been counted out. So no accepted job is left. The last one out signals who waits.
 
+mod backlog;
 mod config;
 mod queues;
 mod stats;
@@ -27,6 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use backlog::Backlog;
 pub use config::{Config, MAX_WORKERS, Options, WhenFull, whole};
 use queues::{Own, Queues, Theirs};
 pub use stats::Stat;
@@ -80,8 +82,7 @@ pub struct Pool {
     run: fn(Worker),
     state: AtomicU8,
     queues: Queues,
-    /// Jobs in all queues.
-    queued: AtomicUsize,
+    backlog: Backlog,
     sleep: Sleep,
     seats: RwLock<Vec<Option<Arc<Seat>>>>,
     concurrency: AtomicUsize,
@@ -125,7 +126,7 @@ impl Pool {
             run,
             state: AtomicU8::new(RUNNING),
             queues: Queues::new(),
-            queued: AtomicUsize::new(0),
+            backlog: Backlog::default(),
             sleep: Sleep::new(config.concurrency),
             seats: RwLock::new(Vec::new()),
             concurrency: AtomicUsize::new(config.concurrency),
@@ -167,7 +168,7 @@ impl Pool {
         if self.unreplaced.load(Ordering::Relaxed) != 0 && self.is_stuck() {
             return Err(Error::PoolStuck(self.stuck_text()));
         }
-        if !exempt && self.queued.load(Ordering::Relaxed) >= self.config.backlog {
+        if !exempt && !self.backlog.has_room(self.config.backlog) {
             return Err(Error::PoolFull { pool: self.config.name.to_string(), backlog: self.config.backlog });
         }
         Ok(())
@@ -177,7 +178,7 @@ impl Pool {
     /// pushed without a wake: the caller promises to look for work next.
     pub fn submit(self: &Arc<Self>, job: Job, worker: Option<&Worker>, quiet: bool) {
         let rank = job.value.rank;
-        self.queued.fetch_add(1, Ordering::Relaxed);
+        self.backlog.pushed();
         match worker {
             Some(worker) => worker.push(job),
             None => self.queues.push(job),
@@ -193,7 +194,7 @@ impl Pool {
         self.has_waiters.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         // A take before the store above saw no waiters: then its count is seen here.
-        if self.queued.load(Ordering::SeqCst) < self.config.backlog || !self.is_running() {
+        if self.queued() < self.config.backlog || !self.is_running() {
             self.release_waiters(usize::MAX);
         }
     }
@@ -208,7 +209,7 @@ impl Pool {
             return;
         }
         drop(waiters);
-        if gone && self.queued.load(Ordering::SeqCst) < self.config.backlog {
+        if gone && self.queued() < self.config.backlog {
             self.release_waiters(1);
         }
     }
@@ -221,10 +222,7 @@ impl Pool {
             self.has_waiters.store(!waiters.is_empty(), Ordering::SeqCst);
             drop(waiters);
             let Some((inbox, ticket)) = first else { return };
-            if !inbox.closed.load(Ordering::Acquire) {
-                inbox.mailbox.push(signal(ticket));
-                released += 1;
-            }
+            released += usize::from(inbox.mailbox.push(signal(ticket)));
         }
     }
 
@@ -237,7 +235,7 @@ impl Pool {
 
     /// There is a job less in the queues.
     fn taken(&self) {
-        self.queued.fetch_sub(1, Ordering::SeqCst);
+        self.backlog.taken();
         if self.has_waiters.load(Ordering::SeqCst) {
             self.release_waiters(1);
         }
@@ -495,7 +493,7 @@ impl Pool {
 
     /// Jobs that wait in its queues.
     pub fn queued(&self) -> usize {
-        self.queued.load(Ordering::Relaxed)
+        self.backlog.len()
     }
 
     /// What it has done and is doing.
