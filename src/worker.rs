@@ -133,8 +133,9 @@ fn serve(
     // An init is to run now, and what is loaded belongs to a limit of memory.
     let is_lazy = init.is_none() && config.memory_limit == usize::MAX && !registry::shares_globals();
     let mut functions: Option<Functions> = None;
-    // SAFETY: a new state of this thread.
+    // SAFETY: a new state of this thread. Almost all that is made till jobs run stays, so looking for garbage is in vain.
     unsafe {
+        ffi::lua_gc(state, ffi::LUA_GCSTOP, 0);
         ffi::lua_cpcall(state, open_libraries, (&raw mut functions).cast());
     }
     let Some(functions) = functions else { return Err(("memory", "not enough memory".to_owned())) };
@@ -217,6 +218,8 @@ unsafe extern "C-unwind" fn boot(state: *mut lua_State) -> c_int {
             ffi::lua_settop(state, 5);
         }
         let arguments = ffi::lua_gettop(state) - 5;
+        // -1: the first time when there is as much more as at the end of any cycle.
+        ffi::lua_gc(state, ffi::LUA_GCRESTART, -1);
         ffi::lua_call(state, arguments, 0);
         0
     }
