@@ -15,41 +15,57 @@ use crate::{
 
 const COUNT: usize = 21;
 
-/// The modules: name, source, and what a chunk of that source is called.
-const FACE: [(&CStr, &str); COUNT] = [
-    (c"=[msys]", include_str!("../lua/msys/init.lua")),
-    (c"=[thread]", include_str!("../lua/thread.lua")),
-    (c"=[msys.base]", include_str!("../lua/msys/base.lua")),
-    (c"=[msys.boot]", include_str!("../lua/msys/boot.lua")),
-    (c"=[msys.cancel]", include_str!("../lua/msys/cancel.lua")),
-    (c"=[msys.cdata]", include_str!("../lua/msys/cdata.lua")),
-    (c"=[msys.channel]", include_str!("../lua/msys/channel.lua")),
-    (c"=[msys.core]", include_str!("../lua/msys/core.lua")),
-    (c"=[msys.environment]", include_str!("../lua/msys/environment.lua")),
-    (c"=[msys.future]", include_str!("../lua/msys/future.lua")),
-    (c"=[msys.globals]", include_str!("../lua/msys/globals.lua")),
-    (c"=[msys.handles]", include_str!("../lua/msys/handles.lua")),
-    (c"=[msys.locks]", include_str!("../lua/msys/locks.lua")),
-    (c"=[msys.names]", include_str!("../lua/msys/names.lua")),
-    (c"=[msys.refusal]", include_str!("../lua/msys/refusal.lua")),
-    (c"=[msys.scheduler]", include_str!("../lua/msys/scheduler.lua")),
-    (c"=[msys.shared]", include_str!("../lua/msys/shared.lua")),
-    (c"=[msys.submit]", include_str!("../lua/msys/submit.lua")),
-    (c"=[msys.threadpool]", include_str!("../lua/msys/threadpool.lua")),
-    (c"=[msys.worker]", include_str!("../lua/msys/worker.lua")),
-    (c"=[msys.workers]", include_str!("../lua/msys/workers.lua")),
-];
+/// A module of the face.
+struct Module {
+    name: &'static str,
+    /// What its chunk is called.
+    chunk: &'static CStr,
+    source: &'static str,
+}
+
+macro_rules! face {
+    ($($name:literal: $path:literal,)*) => {
+        [$(Module {
+            name: $name,
+            chunk: match CStr::from_bytes_with_nul(concat!("=[", $name, "]\0").as_bytes()) {
+                Ok(chunk) => chunk,
+                Err(_) => c"",
+            },
+            source: include_str!($path),
+        },)*]
+    };
+}
+
+const FACE: [Module; COUNT] = face! {
+    "msys": "../lua/msys/init.lua",
+    "thread": "../lua/thread.lua",
+    "msys.base": "../lua/msys/base.lua",
+    "msys.boot": "../lua/msys/boot.lua",
+    "msys.cancel": "../lua/msys/cancel.lua",
+    "msys.cdata": "../lua/msys/cdata.lua",
+    "msys.channel": "../lua/msys/channel.lua",
+    "msys.core": "../lua/msys/core.lua",
+    "msys.environment": "../lua/msys/environment.lua",
+    "msys.future": "../lua/msys/future.lua",
+    "msys.globals": "../lua/msys/globals.lua",
+    "msys.handles": "../lua/msys/handles.lua",
+    "msys.locks": "../lua/msys/locks.lua",
+    "msys.names": "../lua/msys/names.lua",
+    "msys.refusal": "../lua/msys/refusal.lua",
+    "msys.scheduler": "../lua/msys/scheduler.lua",
+    "msys.shared": "../lua/msys/shared.lua",
+    "msys.submit": "../lua/msys/submit.lua",
+    "msys.threadpool": "../lua/msys/threadpool.lua",
+    "msys.worker": "../lua/msys/worker.lua",
+    "msys.workers": "../lua/msys/workers.lua",
+};
 
 /// Their bytecode, as this process's LuaJIT has it.
 static CODE: [OnceLock<Box<[u8]>>; COUNT] = [const { OnceLock::new() }; COUNT];
 
-fn name_of(chunk: &CStr) -> &str {
-    chunk.to_str().unwrap_or_default().trim_start_matches("=[").trim_end_matches(']')
-}
-
 /// The names of the modules.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    FACE.iter().map(|(chunk, _)| name_of(chunk))
+    FACE.iter().map(|module| module.name)
 }
 
 /// Registry name of the environment of what is loaded from now on.
@@ -61,10 +77,10 @@ pub const ENVIRONMENT: &CStr = c"msys.environment";
 /// # Safety
 /// In protected mode, with three free slots.
 pub unsafe fn install(state: *mut lua_State) {
-    for ((chunk, _), place) in FACE.iter().zip(0..) {
+    for (module, place) in FACE.iter().zip(0..) {
         // SAFETY: what is pushed is stored.
         unsafe {
-            push_bytes(state, name_of(chunk).as_bytes());
+            push_bytes(state, module.name.as_bytes());
             ffi::lua_pushnumber(state, f64::from(place));
             ffi::lua_pushcclosure(state, open, 1);
             ffi::lua_rawset(state, -3);
@@ -79,17 +95,9 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
     unsafe {
         let arguments = ffi::lua_gettop(state);
         let place = ffi::lua_tonumber(state, ffi::lua_upvalueindex(1)) as usize;
-        let Some(((chunk, source), code)) = FACE.get(place).zip(CODE.get(place)) else { return 0 };
-        let bytes = code.get().map_or(source.as_bytes(), |code| code);
-        if ffi::luaL_loadbuffer(state, bytes.as_ptr().cast(), bytes.len(), chunk.as_ptr()) != ffi::LUA_OK {
+        let Some((module, code)) = FACE.get(place).zip(CODE.get(place)) else { return 0 };
+        if !load(state, module.chunk, || module.source, code) {
             ffi::lua_error(state);
-        }
-        if code.get().is_none() {
-            let mut dump: Vec<u8> = Vec::new();
-            // It catches what it raises.
-            if ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) == ffi::LUA_OK {
-                code.get_or_init(|| dump.into_boxed_slice());
-            }
         }
         ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, ENVIRONMENT.as_ptr());
         if ffi::lua_type(state, -1) == ffi::LUA_TTABLE {
@@ -101,4 +109,31 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         ffi::lua_call(state, arguments, 1);
         1
     }
+}
+
+/// Pushes a chunk: from its bytecode, which the first to come makes of the source. Whether that has gone well; else the
+/// error is on top.
+///
+/// # Safety
+/// Two free slots. Nothing is raised.
+pub unsafe fn load<Source: AsRef<[u8]>>(
+    state: *mut lua_State,
+    chunk: &CStr,
+    source: impl FnOnce() -> Source,
+    code: &OnceLock<Box<[u8]>>,
+) -> bool {
+    let load = |bytes: &[u8]| {
+        // SAFETY: the bytes are a slice's; what is wrong with them is caught.
+        unsafe { ffi::luaL_loadbuffer(state, bytes.as_ptr().cast(), bytes.len(), chunk.as_ptr()) == ffi::LUA_OK }
+    };
+    if let Some(code) = code.get() {
+        return load(code);
+    }
+    let loaded = load(source().as_ref());
+    let mut dump: Vec<u8> = Vec::new();
+    // SAFETY: a function is on top, and the buffer is ours. It catches what it raises.
+    if loaded && unsafe { ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) } == ffi::LUA_OK {
+        code.get_or_init(|| dump.into_boxed_slice());
+    }
+    loaded
 }
