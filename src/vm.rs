@@ -859,7 +859,7 @@ impl Vm {
                     }
                 }
                 None => {
-                    if Self::spin(&inbox) {
+                    if Self::spin(&inbox, timeout) {
                         continue;
                     }
                     let waited = inbox.mailbox.waker().wait(timeout);
@@ -914,15 +914,22 @@ impl Vm {
     }
 
     /// Whether something came within a short spin; none is tried while no core is free for it.
-    fn spin(inbox: &Arc<Inbox>) -> bool {
-        if !waker::core_is_free() || !inbox.has_company() {
+    fn spin(inbox: &Arc<Inbox>, timeout: Option<Duration>) -> bool {
+        if !inbox.has_company() {
             return false;
         }
-        for _ in 0..SPINS {
-            if !inbox.mailbox.is_empty() {
-                return true;
+        // A timer would come late.
+        let more = if timeout.is_none() { waker::take_expected() } else { 0 };
+        for _ in 0..=more {
+            if !waker::core_is_free() {
+                break;
             }
-            std::hint::spin_loop();
+            for _ in 0..SPINS {
+                if !inbox.mailbox.is_empty() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
         }
         false
     }

@@ -68,6 +68,32 @@ pub fn core_is_free() -> bool {
     cores > 1 && AWAKE.load(Ordering::Relaxed) <= cores
 }
 
+/// What a host may look for longer than usual: it is about to come, and would cost more to be woken for.
+#[cfg(not(loom))]
+#[derive(Clone, Copy, Debug)]
+pub enum Soon {
+    /// A worker's first outcome: its VM is made in some 150 microseconds.
+    Start = 25,
+    /// The end of a worker.
+    End = 15,
+}
+
+/// How many times [`SPINS`] the next host that waits may look.
+#[cfg(not(loom))]
+static EXPECTED: AtomicUsize = AtomicUsize::new(0);
+
+/// Something comes soon: a host that waits for nothing else, and has a core for that, is not to sleep before.
+#[cfg(not(loom))]
+pub fn expect(soon: Soon) {
+    EXPECTED.store(soon as usize, Ordering::Relaxed);
+}
+
+/// How many times more than usual the caller may look; once.
+#[cfg(not(loom))]
+pub fn take_expected() -> usize {
+    if EXPECTED.load(Ordering::Relaxed) == 0 { 0 } else { EXPECTED.swap(0, Ordering::Relaxed) }
+}
+
 const EMPTY: u32 = 0;
 const NOTIFIED: u32 = 1;
 const SLEEPING: u32 = 2;

@@ -42,6 +42,7 @@ use crate::{
     reaper, signals,
     sleep::{Rank, Sleep, Wake},
     sync::{Condvar, Mutex, RwLock},
+    waker::{self, Soon},
 };
 
 const RUNNING: u8 = 0;
@@ -332,6 +333,7 @@ impl Pool {
                 let mut threads = self.threads.lock();
                 threads.retain(|(_, thread)| !thread.is_finished());
                 threads.push((station, thread));
+                waker::expect(Soon::Start);
             }
             Err(source) => {
                 // The closure was dropped, and with it the worker: it has been counted out.
@@ -398,6 +400,7 @@ impl Pool {
         }
         self.release_waiters(usize::MAX);
         self.wake_all();
+        waker::expect(Soon::End);
         self.bury();
     }
 
