@@ -550,10 +550,8 @@ impl Vm {
         std::mem::forget(self.leases.take());
         std::mem::forget(self.awaited.take());
         std::mem::forget(self.locks.take());
-        if let Ok(waker) = Waker::for_host() {
-            // The old one was counted as awake in the parent, and is not dropped here, like all that was under way.
-            std::mem::forget(self.inbox.replace(Inbox::new(Mailbox::new(waker))));
-        }
+        // The old one was counted as awake in the parent, and is not dropped here, like all that was under way.
+        std::mem::forget(self.inbox.replace(Inbox::new(Mailbox::new(Waker::for_host()))));
         true
     }
 

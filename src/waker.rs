@@ -12,7 +12,8 @@
 //!
 //! **No wake is lost.** A waiter looks at its queues, then calls `wait`. A `wake` before the waiter's exchange
 //! finds `EMPTY` and leaves `NOTIFIED`, so the exchange fails and `wait` returns; one after it finds `SLEEPING` and
-//! signals, and both kinds of signal (a park token, an eventfd's count) are kept for a thread that blocks later.
+//! signals, and both kinds of signal are kept for a thread that blocks later: a park token, and the state itself, which
+//! the kernel compares before a host's thread sleeps.
 //! The exchange acquires what the `wake` released: the queue's new entry is visible when `wait` returns.
 
 use std::time::Duration;
@@ -114,9 +115,9 @@ pub enum Wait {
 enum Block {
     /// A worker's own thread.
     Thread(thread::Thread),
-    /// The host's thread, whichever that is: a file descriptor, whose `poll` a signal interrupts.
+    /// The host's thread, whichever that is: on the state, as a futex; and what a foreign event loop watches.
     #[cfg(not(loom))]
-    Fd(eventfd::EventFd),
+    Host(host::Watch),
 }
 
 /// See the module.
@@ -143,14 +144,10 @@ impl Waker {
     }
 
     /// A waker for a host, which may change its thread between waits.
-    ///
-    /// # Errors
-    /// The process has no file descriptor left.
     #[cfg(not(loom))]
-    pub fn for_host() -> std::io::Result<Self> {
-        let block = Block::Fd(eventfd::EventFd::new()?);
+    pub fn for_host() -> Self {
         AWAKE.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { state: AtomicU32::new(EMPTY), block, counts: true.into() })
+        Self { state: AtomicU32::new(EMPTY), block: Block::Host(host::Watch::default()), counts: true.into() }
     }
 
     /// Its thread waits no more, and ends or has ended: whoever keeps this keeps no core from being free.
@@ -167,12 +164,12 @@ impl Waker {
             match &self.block {
                 Block::Thread(thread) => thread.unpark(),
                 #[cfg(not(loom))]
-                Block::Fd(fd) => fd.signal(),
+                Block::Host(_) => host::unblock(&self.state),
             }
         } else {
             #[cfg(not(loom))]
-            if let Block::Fd(fd) = &self.block {
-                fd.signal_if_watched();
+            if let Block::Host(watch) = &self.block {
+                watch.signal();
             }
         }
     }
@@ -193,18 +190,11 @@ impl Waker {
         let ended = match &self.block {
             Block::Thread(_) => self.park(timeout),
             #[cfg(not(loom))]
-            Block::Fd(fd) => fd.wait(timeout),
+            Block::Host(_) => host::block(&self.state, timeout),
         };
         #[cfg(not(loom))]
         AWAKE.fetch_add(1, Ordering::Relaxed);
-        if self.state.swap(EMPTY, Ordering::AcqRel) == NOTIFIED {
-            #[cfg(not(loom))]
-            if let Block::Fd(fd) = &self.block {
-                fd.reset();
-            }
-            return Wait::Woken;
-        }
-        ended
+        if self.state.swap(EMPTY, Ordering::AcqRel) == NOTIFIED { Wait::Woken } else { ended }
     }
 
     /// A park may end for no reason, or by a token of an earlier wake: only the state tells.
@@ -242,11 +232,11 @@ impl Waker {
     pub fn watched_fd(&self) -> std::io::Result<Option<i32>> {
         match &self.block {
             Block::Thread(_) => Ok(None),
-            Block::Fd(fd) => {
-                let descriptor = fd.watch()?;
+            Block::Host(watch) => {
+                let descriptor = watch.begin()?;
                 // What came before the watch began has not been signalled.
                 if self.is_notified() {
-                    fd.signal();
+                    watch.signal();
                 }
                 Ok(Some(descriptor))
             }
@@ -256,8 +246,8 @@ impl Waker {
     /// Takes back the readiness of the watched descriptor; its timer is set to `timeout` from now.
     #[cfg(not(loom))]
     pub fn watch_until(&self, timeout: Option<Duration>) {
-        if let Block::Fd(fd) = &self.block {
-            fd.watch_until(timeout);
+        if let Block::Host(watch) = &self.block {
+            watch.until(timeout);
         }
     }
 
@@ -265,8 +255,8 @@ impl Waker {
     #[cfg(not(loom))]
     pub fn acknowledge(&self) {
         self.state.swap(EMPTY, Ordering::AcqRel);
-        if let Block::Fd(fd) = &self.block {
-            fd.reset_if_watched();
+        if let Block::Host(watch) = &self.block {
+            watch.reset();
         }
     }
 }
@@ -278,29 +268,61 @@ impl Drop for Waker {
     }
 }
 
-/// The host's descriptors: an eventfd, and once the host asks for one to watch, a timer and an epoll over both.
+/// How a host's thread blocks, and what it has for a foreign event loop.
 #[cfg(not(loom))]
-mod eventfd {
+mod host {
     use std::{
         io,
         os::fd::{AsRawFd, FromRawFd, OwnedFd},
         sync::OnceLock,
-        time::Duration,
+        time::{Duration, Instant},
     };
 
-    use super::Wait;
+    use super::{AtomicU32, Ordering, SLEEPING, Wait};
+
+    /// As long as a wait without a timeout takes: three years. With a timeout, a signal's handler ends the system's wait;
+    /// without, the system would begin it again behind the handler, and Ctrl-C would not reach the script.
+    const FOREVER: Duration = Duration::from_secs(100_000_000);
+
+    /// Blocks while `state` is `SLEEPING`, at most for `timeout`, and till a signal has been handled.
+    pub(super) fn block(state: &AtomicU32, timeout: Option<Duration>) -> Wait {
+        let mut left = timespec(timeout.unwrap_or(FOREVER));
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        while state.load(Ordering::Acquire) == SLEEPING {
+            let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+            // SAFETY: a word and a timeout that outlive the call.
+            let rc = unsafe {
+                libc::syscall(libc::SYS_futex, state.as_ptr(), operation, SLEEPING, &raw const left)
+            };
+            match io::Error::last_os_error().raw_os_error() {
+                Some(libc::EINTR) if rc < 0 => return Wait::Interrupted,
+                Some(libc::ETIMEDOUT) if rc < 0 && timeout.is_some() => return Wait::TimedOut,
+                _ => {}
+            }
+            if let Some(deadline) = deadline {
+                left = timespec(deadline.saturating_duration_since(Instant::now()));
+            }
+        }
+        Wait::Woken
+    }
+
+    /// Ends what [`block`] does.
+    pub(super) fn unblock(state: &AtomicU32) {
+        let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+        // SAFETY: the word is only named.
+        unsafe { libc::syscall(libc::SYS_futex, state.as_ptr(), operation, 1) };
+    }
 
     #[derive(Debug)]
-    struct Watched {
+    struct Descriptors {
+        event: OwnedFd,
         timer: OwnedFd,
         epoll: OwnedFd,
     }
 
-    #[derive(Debug)]
-    pub(super) struct EventFd {
-        event: OwnedFd,
-        watched: OnceLock<Watched>,
-    }
+    /// A descriptor to be watched, once the host asks for one: an epoll over an eventfd and a timer.
+    #[derive(Debug, Default)]
+    pub(super) struct Watch(OnceLock<Descriptors>);
 
     fn owned(fd: i32) -> io::Result<OwnedFd> {
         if fd < 0 {
@@ -310,60 +332,37 @@ mod eventfd {
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
-    impl EventFd {
-        pub(super) fn new() -> io::Result<Self> {
-            // SAFETY: no pointers.
-            let event = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-            Ok(Self { event, watched: OnceLock::new() })
-        }
-
+    impl Watch {
+        /// It becomes readable.
         pub(super) fn signal(&self) {
+            let Some(descriptors) = self.0.get() else { return };
             let one = 1u64;
             // SAFETY: eight readable bytes. A full counter (EAGAIN) is readable already, so the result is of no use.
-            unsafe { libc::write(self.event.as_raw_fd(), (&raw const one).cast(), 8) };
+            unsafe { libc::write(descriptors.event.as_raw_fd(), (&raw const one).cast(), 8) };
         }
 
-        pub(super) fn signal_if_watched(&self) {
-            if self.watched.get().is_some() {
-                self.signal();
-            }
-        }
-
+        /// It is not readable for what came up to now.
         pub(super) fn reset(&self) {
+            let Some(descriptors) = self.0.get() else { return };
             let mut count = 0u64;
             // SAFETY: eight writable bytes; the descriptor does not block.
-            unsafe { libc::read(self.event.as_raw_fd(), (&raw mut count).cast(), 8) };
+            unsafe { libc::read(descriptors.event.as_raw_fd(), (&raw mut count).cast(), 8) };
         }
 
-        pub(super) fn reset_if_watched(&self) {
-            if self.watched.get().is_some() {
-                self.reset();
+        /// The descriptor.
+        pub(super) fn begin(&self) -> io::Result<i32> {
+            if let Some(descriptors) = self.0.get() {
+                return Ok(descriptors.epoll.as_raw_fd());
             }
-        }
-
-        pub(super) fn wait(&self, timeout: Option<Duration>) -> Wait {
-            let mut poll = libc::pollfd { fd: self.event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            let timeout = timeout.map(timespec);
-            let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-            // SAFETY: one pollfd, a timeout that outlives the call or none, no signal mask.
-            match unsafe { libc::ppoll(&raw mut poll, 1, timeout, std::ptr::null()) } {
-                0 => Wait::TimedOut,
-                1.. => Wait::Woken,
-                _ => Wait::Interrupted,
-            }
-        }
-
-        pub(super) fn watch(&self) -> io::Result<i32> {
-            if let Some(watched) = self.watched.get() {
-                return Ok(watched.epoll.as_raw_fd());
-            }
+            // SAFETY: no pointers.
+            let event = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
             // SAFETY: no pointers.
             let timer = owned(unsafe {
                 libc::timerfd_create(libc::CLOCK_MONOTONIC, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK)
             })?;
             // SAFETY: no pointers.
             let epoll = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
-            for fd in [&self.event, &timer] {
+            for fd in [&event, &timer] {
                 let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
                 // SAFETY: two descriptors of ours and an event that the call copies.
                 let rc = unsafe {
@@ -373,18 +372,19 @@ mod eventfd {
                     return Err(io::Error::last_os_error());
                 }
             }
-            Ok(self.watched.get_or_init(|| Watched { timer, epoll }).epoll.as_raw_fd())
+            Ok(self.0.get_or_init(|| Descriptors { event, timer, epoll }).epoll.as_raw_fd())
         }
 
-        pub(super) fn watch_until(&self, timeout: Option<Duration>) {
-            let Some(watched) = self.watched.get() else { return };
+        /// It becomes readable when the timeout is over, and not for one set before.
+        pub(super) fn until(&self, timeout: Option<Duration>) {
+            let Some(descriptors) = self.0.get() else { return };
             // All zero disarms; a timer that is due already must not be zero.
             let value =
                 timeout.map_or(timespec(Duration::ZERO), |t| timespec(t.max(Duration::from_nanos(1))));
             let spec = libc::itimerspec { it_interval: timespec(Duration::ZERO), it_value: value };
             // SAFETY: a timer of ours, a specification that the call copies.
             unsafe {
-                libc::timerfd_settime(watched.timer.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut())
+                libc::timerfd_settime(descriptors.timer.as_raw_fd(), 0, &raw const spec, std::ptr::null_mut())
             };
         }
     }

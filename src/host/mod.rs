@@ -63,10 +63,9 @@ struct Block {
 /// The module's table for a host; `run` is what its pools' workers do.
 ///
 /// # Errors
-/// LuaJIT's memory or the process's file descriptors ran out.
+/// LuaJIT's memory ran out.
 pub fn open_host(lua: &Lua, run: fn(Worker)) -> Result<Table> {
-    let waker = Waker::for_host()?;
-    let inbox = Inbox::new(Mailbox::new(waker));
+    let inbox = Inbox::new(Mailbox::new(Waker::for_host()));
     // SAFETY: mlua runs this in protected mode with free stack slots; `Functions` is `Copy` data and empty maps.
     let functions = functions_of(lua)?;
     registry::host_opened(run);
