@@ -29,7 +29,7 @@ use crate::{
     reaper, registry,
     sleep::Rank,
     timer::Timers,
-    waker::{self, SPINS, Waker},
+    waker::{self, Patience, SPINS, Waker},
     wire::{self, Message},
 };
 
@@ -203,6 +203,7 @@ pub struct Vm {
     scheduled: RefCell<FxHashMap<u64, Arc<Inbox>>>,
     /// A job pushed without a wake, because this worker would look for it next.
     quiet: Cell<u64>,
+    patience: Patience,
     /// The pool's init runs: no job begins but those that it waits for.
     initializing: Cell<bool>,
     deep: Cell<bool>,
@@ -314,6 +315,7 @@ impl Vm {
             root: RefCell::default(),
             scheduled: RefCell::default(),
             quiet: Cell::new(0),
+            patience: Patience::default(),
             initializing: Cell::new(false),
             deep: Cell::new(false),
             full: Cell::new(false),
@@ -857,10 +859,12 @@ impl Vm {
                     }
                 }
                 None => {
-                    if Self::spin(&inbox, timeout) {
+                    if self.spin(&inbox, timeout) {
                         continue;
                     }
+                    let begun = Instant::now();
                     let waited = inbox.mailbox.waker().wait(timeout);
+                    self.patience.slept(begun.elapsed());
                     // Whatever woke us, the caller looks at its conditions once if there is no event.
                     self.interrupted.set(waited == waker::Wait::Interrupted);
                     return self.next_event().unwrap_or(Next::Nothing);
@@ -912,18 +916,19 @@ impl Vm {
     }
 
     /// Whether something came within a short spin; none is tried while no core is free for it.
-    fn spin(inbox: &Arc<Inbox>, timeout: Option<Duration>) -> bool {
+    fn spin(&self, inbox: &Arc<Inbox>, timeout: Option<Duration>) -> bool {
         if !inbox.has_company() {
             return false;
         }
-        // A timer would come late.
-        let more = if timeout.is_none() { waker::take_expected() } else { 0 };
-        for _ in 0..=more {
+        // With more, a timer would come late.
+        let rounds = if timeout.is_none() { waker::take_expected().max(self.patience.rounds()) } else { 1 };
+        for round in 0..rounds {
             if !waker::core_is_free() {
                 break;
             }
             for _ in 0..SPINS {
                 if !inbox.mailbox.is_empty() {
+                    self.patience.came(round);
                     return true;
                 }
                 std::hint::spin_loop();

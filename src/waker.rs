@@ -26,9 +26,48 @@ use crate::sync::{
     thread,
 };
 
-/// How often an idle thread looks again before it sleeps, while a core is free for it: some ten microseconds, about
-/// what waking it from sleep would cost.
+/// How often an idle thread looks again in one round, of which it makes at least one before it sleeps, while a core is
+/// free for it: some ten microseconds.
 pub const SPINS: u32 = 1_000;
+/// About how long that takes.
+#[cfg(not(loom))]
+const ROUND: Duration = Duration::from_micros(10);
+
+/// How many rounds a thread makes before it sleeps.
+///
+/// To be woken costs it and its waker some 20 to 50 microseconds each. So where what it waits for has lately come within
+/// twenty rounds, it makes as many as that took; else one.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub struct Patience(std::cell::Cell<u32>);
+
+#[cfg(not(loom))]
+impl Default for Patience {
+    fn default() -> Self {
+        Self(1.into())
+    }
+}
+
+#[cfg(not(loom))]
+impl Patience {
+    const MOST: u32 = 20;
+
+    /// How many rounds.
+    pub fn rounds(&self) -> u32 {
+        self.0.get()
+    }
+
+    /// What was waited for has come in that round, from 0.
+    pub fn came(&self, round: u32) {
+        self.0.set((2 * round).max(self.0.get() - 1).clamp(1, Self::MOST));
+    }
+
+    /// It has come after all rounds, and a sleep of so long.
+    pub fn slept(&self, slept: Duration) {
+        let rounds = u128::from(self.0.get()) + slept.as_nanos() / ROUND.as_nanos();
+        self.0.set(u32::try_from(rounds).ok().filter(|rounds| *rounds <= Self::MOST).unwrap_or(1));
+    }
+}
 
 /// VM threads of this process that are not blocked in a wait.
 #[cfg(not(loom))]
@@ -79,19 +118,19 @@ pub enum Soon {
     End = 15,
 }
 
-/// How many times [`SPINS`] the next host that waits may look.
+/// How many rounds the next host that waits may make.
 #[cfg(not(loom))]
-static EXPECTED: AtomicUsize = AtomicUsize::new(0);
+static EXPECTED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
 
 /// Something comes soon: a host that waits for nothing else, and has a core for that, is not to sleep before.
 #[cfg(not(loom))]
 pub fn expect(soon: Soon) {
-    EXPECTED.store(soon as usize, Ordering::Relaxed);
+    EXPECTED.store(soon as u32, Ordering::Relaxed);
 }
 
-/// How many times more than usual the caller may look; once.
+/// How many rounds the caller may make; once.
 #[cfg(not(loom))]
-pub fn take_expected() -> usize {
+pub fn take_expected() -> u32 {
     if EXPECTED.load(Ordering::Relaxed) == 0 { 0 } else { EXPECTED.swap(0, Ordering::Relaxed) }
 }
 
@@ -394,5 +433,30 @@ mod host {
             tv_sec: duration.as_secs().min(i32::MAX as u64) as libc::time_t,
             tv_nsec: duration.subsec_nanos().into(),
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_much_patience_as_what_came_last_needed() {
+        let patience = Patience::default();
+        assert_eq!(patience.rounds(), 1);
+        // Jobs of 100 microseconds: slept through once, looked for from then on.
+        patience.slept(Duration::from_micros(90));
+        assert_eq!(patience.rounds(), 10);
+        patience.came(8);
+        assert_eq!(patience.rounds(), 16);
+        // A long one, and the next are not waited for.
+        patience.slept(Duration::from_millis(5));
+        assert_eq!(patience.rounds(), 1);
+        // Short ones: less and less.
+        patience.slept(Duration::from_micros(100));
+        for _ in 0..10 {
+            patience.came(0);
+        }
+        assert_eq!(patience.rounds(), 1);
     }
 }

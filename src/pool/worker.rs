@@ -4,14 +4,14 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Own, Pool, RUNNING, STOPPING, Seat, stats};
 use crate::{
     job::{Inbox, Job, Station},
     sleep::{Class, Rank},
-    waker::{self, SPINS, Wait},
+    waker::{self, Patience, SPINS, Wait},
 };
 
 /// Every so many searches a worker looks at jobs from outside before its own submits, or these could keep the others
@@ -49,6 +49,7 @@ pub struct Worker {
     tick: std::cell::Cell<u32>,
     left: std::cell::Cell<bool>,
     stopped: std::cell::Cell<bool>,
+    patience: Patience,
 }
 
 impl std::fmt::Debug for Worker {
@@ -68,6 +69,7 @@ impl Worker {
             tick: 0.into(),
             left: false.into(),
             stopped: false.into(),
+            patience: Patience::default(),
         }
     }
 
@@ -186,21 +188,27 @@ impl Worker {
             // A push since our last look may have relied on a searcher; now that we are one, look again.
             return Turn::Again;
         }
-        if sleep.searchers() == 1 && waker::core_is_free() {
+        let rounds = if timeout.is_none() { self.patience.rounds() } else { 1 };
+        'looking: for round in 0..rounds {
+            if sleep.searchers() != 1 || !waker::core_is_free() {
+                break;
+            }
             for _ in 0..SPINS {
                 std::hint::spin_loop();
                 if !inbox.mailbox.is_empty() {
+                    self.patience.came(round);
                     return Turn::Again;
                 }
                 // What it was woken for may be done already: the wait below takes that in, and ends at once.
                 if inbox.mailbox.waker().is_notified() {
-                    break;
+                    break 'looking;
                 }
                 if !self.pool.queues.is_empty() {
                     if least == Rank::Ordinary {
+                        self.patience.came(round);
                         return Turn::Again;
                     }
-                    break;
+                    break 'looking;
                 }
             }
         }
@@ -220,7 +228,9 @@ impl Worker {
             self.pool.wake_one();
         }
         // Events come by the same waker; timers end the wait. No signal reaches a worker.
+        let begun = Instant::now();
         let _: Wait = inbox.mailbox.waker().wait(timeout);
+        self.patience.slept(begun.elapsed());
         self.searching.set(sleep.woken(self.index));
         Turn::Again
     }
