@@ -22,14 +22,17 @@ local Pool = {}
 ---@type table<any, integer>
 threadpool.ids = setmetatable({}, { __mode = "k" })
 
-local path, cpath
+--- Where this host's `require` looks, as Rust knows it.
+---@type { path?: string, cpath?: string }
+local followed = {}
+threadpool.followed = followed
 local is_worker = native.is_worker
 
 --- Tells Rust where this host's `require` looks, when that has changed. A worker looks where the host of its job does.
 function threadpool.follow_paths()
-  if not is_worker and (path ~= package.path or cpath ~= package.cpath) then
-    path, cpath = package.path, package.cpath
-    native.set_paths(path, cpath)
+  if not is_worker and (followed.path ~= package.path or followed.cpath ~= package.cpath) then
+    followed.path, followed.cpath = package.path, package.cpath
+    native.set_paths(followed.path, followed.cpath)
   end
 end
 
