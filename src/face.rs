@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    functions::write_dump,
+    functions::load_chunk,
     luajit::{ffi, lua_State, push_bytes},
 };
 
@@ -96,7 +96,7 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         let arguments = ffi::lua_gettop(state);
         let place = ffi::lua_tonumber(state, ffi::lua_upvalueindex(1)) as usize;
         let Some((module, code)) = FACE.get(place).zip(CODE.get(place)) else { return 0 };
-        if !load(state, module.chunk, || module.source, code) {
+        if !load_chunk(state, module.chunk, || module.source, code) {
             ffi::lua_error(state);
         }
         ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, ENVIRONMENT.as_ptr());
@@ -109,31 +109,4 @@ unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
         ffi::lua_call(state, arguments, 1);
         1
     }
-}
-
-/// Pushes a chunk: from its bytecode, which the first to come makes of the source. Whether that has gone well; else the
-/// error is on top.
-///
-/// # Safety
-/// Two free slots. Nothing is raised.
-pub unsafe fn load<Source: AsRef<[u8]>>(
-    state: *mut lua_State,
-    chunk: &CStr,
-    source: impl FnOnce() -> Source,
-    code: &OnceLock<Box<[u8]>>,
-) -> bool {
-    let load = |bytes: &[u8]| {
-        // SAFETY: the bytes are a slice's; what is wrong with them is caught.
-        unsafe { ffi::luaL_loadbuffer(state, bytes.as_ptr().cast(), bytes.len(), chunk.as_ptr()) == ffi::LUA_OK }
-    };
-    if let Some(code) = code.get() {
-        return load(code);
-    }
-    let loaded = load(source().as_ref());
-    let mut dump: Vec<u8> = Vec::new();
-    // SAFETY: a function is on top, and the buffer is ours. It catches what it raises.
-    if loaded && unsafe { ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) } == ffi::LUA_OK {
-        code.get_or_init(|| dump.into_boxed_slice());
-    }
-    loaded
 }

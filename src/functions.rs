@@ -12,7 +12,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    ffi::{c_int, c_void},
+    ffi::{CStr, c_int, c_void},
     sync::{Arc, OnceLock},
 };
 
@@ -671,6 +671,33 @@ pub unsafe extern "C-unwind" fn write_dump(
         buffer.extend_from_slice(piece);
     }
     0
+}
+
+/// Pushes a chunk: from its bytecode, which the first to come makes of the source. Whether that has gone well; else the
+/// error is on top.
+///
+/// # Safety
+/// Two free slots. Nothing is raised.
+pub unsafe fn load_chunk<Source: AsRef<[u8]>>(
+    state: *mut lua_State,
+    chunk: &CStr,
+    source: impl FnOnce() -> Source,
+    code: &OnceLock<Box<[u8]>>,
+) -> bool {
+    let load = |bytes: &[u8]| {
+        // SAFETY: the bytes are a slice's; what is wrong with them is caught.
+        unsafe { ffi::luaL_loadbuffer(state, bytes.as_ptr().cast(), bytes.len(), chunk.as_ptr()) == ffi::LUA_OK }
+    };
+    if let Some(code) = code.get() {
+        return load(code);
+    }
+    let loaded = load(source().as_ref());
+    let mut dump: Vec<u8> = Vec::new();
+    // SAFETY: a function is on top, and the buffer is ours. It catches what it raises.
+    if loaded && unsafe { ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) } == ffi::LUA_OK {
+        code.get_or_init(|| dump.into_boxed_slice());
+    }
+    loaded
 }
 
 /// The template for code with as many upvalues, made once in the process by whichever VM needs it first.

@@ -81,6 +81,34 @@ local function speed_up(row)
   end)
 end
 
+--- Has a thread call its function, and waits.
+local function call(worker, i)
+  worker.socket:write(i, "\nflush\n")
+  worker.socket:flush()
+  return assert(tonumber((worker.socket:read "*l")))
+end
+
+--- Milliseconds to make four threads, use so many of them, and stop all.
+local function pools(used)
+  local list = {}
+  for i = 1, COUNT.pool do
+    local started, four = now(), {}
+    for place = 1, 4 do
+      four[place] = start "echo"
+      if place <= used then
+        four[place].socket:write "1\nflush\n"
+        four[place].socket:flush()
+      end
+    end
+    for place = 1, 4 do
+      if place <= used then assert(four[place].socket:read "*l" == "1") end
+      stop(four[place])
+    end
+    list[i] = (now() - started) * 1e3
+  end
+  return (require("bench.measure").median(list))
+end
+
 local rows = {
   channels = function()
     return with_two("echo", function(workers)
@@ -88,13 +116,18 @@ local rows = {
       return COUNT.tiny / all(workers, COUNT.tiny, 128)
     end)
   end,
+  short = function()
+    local worker = start "short"
+    jobs.print_overhead(function(i)
+      return call(worker, i)
+    end, now)
+    stop(worker)
+  end,
   trip = function()
     local worker, list = start "echo", {}
     for i = 1, COUNT.trip + 2000 do
       local started = now()
-      worker.socket:write(i, "\nflush\n")
-      worker.socket:flush()
-      assert(worker.socket:read "*l")
+      call(worker, i)
       list[i] = now() - started
     end
     stop(worker)
@@ -104,22 +137,11 @@ local rows = {
     end
     return jobs.print_trips(warm)
   end,
+  one = function()
+    return pools(1)
+  end,
   pool = function()
-    local list = {}
-    for i = 1, COUNT.pool do
-      local started, four = now(), {}
-      for place = 1, 4 do
-        four[place] = start "echo"
-        four[place].socket:write "1\nflush\n"
-        four[place].socket:flush()
-      end
-      for place = 1, 4 do
-        assert(four[place].socket:read "*l" == "1")
-        stop(four[place])
-      end
-      list[i] = (now() - started) * 1e3
-    end
-    return (require("bench.measure").median(list))
+    return pools(4)
   end,
   memory = function()
     start "echo"

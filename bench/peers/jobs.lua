@@ -9,6 +9,8 @@ local jobs = { WORKERS = 2 }
 jobs.COUNT = {
   tiny = 200000,
   trip = 20000,
+  -- Jobs of some 0.1 ms.
+  short = 3000,
   -- Jobs of some 5 ms.
   numeric = 300,
   tables = 300,
@@ -50,6 +52,15 @@ function jobs.tables(seed)
   return count
 end
 
+--- Some 0.1 ms of arithmetic, compiled.
+function jobs.short(seed)
+  local sum = 0
+  for i = 1, 25000 do
+    sum = sum + (i + seed) % 7
+  end
+  return sum
+end
+
 --- What the jobs give, for a check.
 jobs.RESULT = { numeric = jobs.numeric(0), tables = jobs.tables(0) }
 
@@ -70,6 +81,31 @@ end
 function jobs.print_trips(list)
   table.sort(list)
   print(("%.3f %.3f"):format(list[math.ceil(#list * 0.5)] * 1e6, list[math.ceil(#list * 0.99)] * 1e6))
+end
+
+--- Prints the same of how much longer `run(i)` takes, which has a thread call `jobs.short(i)` and waits, than that.
+---@param run fun(i: integer): number
+---@param now fun(): number
+function jobs.print_overhead(run, now)
+  local function times(fn)
+    local list = {}
+    for i = 1, jobs.COUNT.short do
+      local started = now()
+      local value = fn(i)
+      list[i] = now() - started
+      assert(value > 0)
+    end
+    return list
+  end
+  times(jobs.short)
+  local inline = times(jobs.short)
+  table.sort(inline)
+  times(run)
+  local list = times(run)
+  for i, time in ipairs(list) do
+    list[i] = time - inline[math.ceil(#inline * 0.5)]
+  end
+  jobs.print_trips(list)
 end
 
 --- Measures a row and prints its figure, if it has not printed any itself. `speed_up(row)` is the row of numeric and of

@@ -47,19 +47,27 @@ local function echo(i)
   return i
 end
 
-local function trips(count)
-  local list = {}
-  local done
-  local work = uv.new_work(echo, function()
-    done = true
+--- A function that has a thread call `fn`, and waits.
+local function caller(fn)
+  local value
+  local work = uv.new_work(fn, function(given)
+    value = given
   end)
-  for i = 1, count do
-    local started = now()
-    done = false
+  return function(i)
+    value = nil
     work:queue(i)
-    while not done do
+    while not value do
       uv.run "once"
     end
+    return value
+  end
+end
+
+local function trips(count)
+  local list, call = {}, caller(echo)
+  for i = 1, count do
+    local started = now()
+    call(i)
     list[i] = now() - started
   end
   return list
@@ -83,6 +91,9 @@ local rows = {
   trip = function()
     trips(2000)
     return jobs.print_trips(trips(COUNT.trip))
+  end,
+  short = function()
+    return jobs.print_overhead(caller(jobs.short), now)
   end,
   memory = function()
     -- In a process with as many threads as UV_THREADPOOL_SIZE says: all of them have run one.

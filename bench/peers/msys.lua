@@ -152,6 +152,26 @@ local function closures()
   return tiny(COUNT.tiny)
 end
 
+--- Milliseconds to make a pool of four, have it do so many jobs, and stop it.
+local function pools(count)
+  local list = {}
+  for i = 1, COUNT.pool do
+    local started = now()
+    local four = msys.threadpool.create { name = "four " .. i, concurrency = 4, sessions = 1 }
+    for _ = 1, count do
+      msys.spawn(function()
+        assert(must(msys.runInPool(four, function()
+          return 1
+        end)) == 1)
+      end)
+    end
+    msys.run()
+    four:shutdown()
+    list[i] = (now() - started) * 1e3
+  end
+  return (measure.median(list))
+end
+
 local rows = {
   closures = closures,
   tiny = closures,
@@ -193,21 +213,19 @@ local rows = {
     assert(result[200000] == 400000)
     return #items / (now() - started)
   end,
+  short = function()
+    local fn = jobs.short
+    return jobs.print_overhead(function(i)
+      return must(msys.runInPool(pool, function()
+        return fn(i)
+      end))
+    end, now)
+  end,
+  one = function()
+    return pools(1)
+  end,
   pool = function()
-    local list = {}
-    for i = 1, COUNT.pool do
-      local started = now()
-      local four = msys.threadpool.create { name = "four " .. i, concurrency = 4, sessions = 1 }
-      for _ = 1, 4 do
-        msys.spawn(msys.runInPool, four, function()
-          return 1
-        end)
-      end
-      msys.run()
-      four:shutdown()
-      list[i] = (now() - started) * 1e3
-    end
-    return (measure.median(list))
+    return pools(4)
   end,
   memory = worker_memory,
   queued = function()

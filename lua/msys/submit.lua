@@ -280,7 +280,7 @@ end
 function submit.runInPool(pool, closure, third, mode)
   local id = ids[pool] or threadpool.resolve(pool)
   if not id then error("msys.runInPool: " .. threadpool.unknown(pool), 2) end
-  -- Only the usual is done here, and without a call that is not needed: those are a tenth of what it takes to send a job.
+  -- Only the usual is done here, without a call that is not needed: those are a tenth of what sending a job takes.
   local slot
   if is_worker then
     local session = current()

@@ -7,8 +7,7 @@ use std::{
 
 use super::{text, vm};
 use crate::{
-    face,
-    functions::{Environments, Name, write_dump},
+    functions::{Environments, Name, load_chunk, write_dump},
     luajit::{CDATA_FILL, CDATA_PACK, CDATA_UNPACK, ffi, lua_State, push_bytes, string_at},
     registry::{self, Paths},
     usage,
@@ -148,7 +147,7 @@ pub(super) unsafe fn note_originals(state: *mut lua_State) {
     }
     // SAFETY: what is pushed is called, or stored. What has a destructor is gone before that.
     unsafe {
-        if !face::load(state, c"=msys", originals_source, &CODE) {
+        if !load_chunk(state, c"=msys", originals_source, &CODE) {
             ffi::lua_error(state);
         }
         ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());

@@ -67,6 +67,19 @@ local function speed_up(what)
   return value
 end
 
+--- Milliseconds to make four threads, have them do so many jobs, and stop them.
+local function pools(count)
+  local list = {}
+  for i = 1, COUNT.pool do
+    local started = now()
+    local threads = start("echo", 4)
+    all(count, count)
+    stop(threads)
+    list[i] = (now() - started) * 1e3
+  end
+  return (require("bench.measure").median(list))
+end
+
 local rows = {
   channels = function()
     local threads = start("echo", jobs.WORKERS)
@@ -87,16 +100,19 @@ local rows = {
     stop(threads)
     return jobs.print_trips(list)
   end,
+  short = function()
+    local threads = start("short", jobs.WORKERS)
+    jobs.print_overhead(function(i)
+      input:push(i)
+      return output:demand()
+    end, now)
+    stop(threads)
+  end,
+  one = function()
+    return pools(1)
+  end,
   pool = function()
-    local list = {}
-    for i = 1, COUNT.pool do
-      local started = now()
-      local threads = start("echo", 4)
-      all(4, 4)
-      stop(threads)
-      list[i] = (now() - started) * 1e3
-    end
-    return (require("bench.measure").median(list))
+    return pools(4)
   end,
   memory = function()
     local first = start("echo", 2)

@@ -34,6 +34,12 @@ local function speed_up(row)
 end
 
 local rows = {
+  short = function()
+    return jobs.print_overhead(function(i)
+      local _, value = run("bench", MODULE, "short", i)
+      return value
+    end, now)
+  end,
   tiny = function()
     all("echo", 20000, 100)
     return COUNT.tiny / all("echo", COUNT.tiny, 100)

@@ -5,6 +5,7 @@ return {
   echo = function(i)
     return i
   end,
+  short = jobs.short,
   numeric = jobs.numeric,
   tables = jobs.tables,
 }
