@@ -77,13 +77,13 @@ local ROWS = {
   { row = "map", what = "items of `msys.map`, millions a second", scale = 1e-6 },
   {
     row = "one",
-    what = "pool of four made, used once, stopped, ms",
+    what = "pool of four made, one job, stopped, ms",
     less = true,
     peers = { "msys", "cqueues", "love" },
   },
   {
     row = "pool",
-    what = "pool of four made, each thread used, stopped, ms",
+    what = "pool of four made, four jobs, stopped, ms",
     less = true,
     peers = { "msys", "cqueues", "love" },
   },

@@ -21,6 +21,7 @@ use crate::{
     isolate::{self, Isolate},
     lease::Lease,
     job::{self, Cause, Chain, Control, Ids, Inbox, Job, Keeper, Kind, Mode, Rare, Sink, Station, Stop, deliver, new_job},
+    luajit::{ffi, lua_State},
     locks::{Ancestor, Ancestors, Held, Left, Session, Wait, Wake},
     mailbox::{Mailbox, Taken},
     memory::Memory,
@@ -792,18 +793,24 @@ impl Vm {
     }
 
     /// The next event, job or timer. With `block`, waits for one; may give nothing all the same.
-    pub fn next(&self, block: bool) -> Next {
-        let Some(worker) = &self.worker else { return self.find_next(block) };
+    ///
+    /// # Safety
+    /// `state` is this VM's, on this thread.
+    pub unsafe fn next(&self, state: *mut lua_State, block: bool) -> Next {
+        // SAFETY: the caller's promise; a field of the VM is read.
+        let hooks = || unsafe { ffi::lua_gethookmask(state) };
+        let Some(worker) = &self.worker else { return self.find_next(block, hooks) };
         worker.leave_lua();
-        let next = self.find_next(block);
+        let next = self.find_next(block, hooks);
         // Whatever it does now, it does not look for jobs: others are to be woken for them.
         worker.leave_search();
         worker.enter_lua();
         next
     }
 
-    fn find_next(&self, block: bool) -> Next {
+    fn find_next(&self, block: bool, hooks: impl Fn() -> std::ffi::c_int) -> Next {
         self.interrupted.set(false);
+        let hooks_before = hooks();
         if self.is_lost() {
             return Next::Lost;
         }
@@ -861,6 +868,11 @@ impl Vm {
                 None => {
                     if self.spin(&inbox, timeout) {
                         continue;
+                    }
+                    // A signal's handler that asks for the interpreter has run meanwhile: it would not end the wait.
+                    if hooks() != hooks_before {
+                        self.interrupted.set(true);
+                        return Next::Nothing;
                     }
                     let begun = Instant::now();
                     let waited = inbox.mailbox.waker().wait(timeout);

@@ -27,16 +27,16 @@ use crate::sync::{
 };
 
 /// How often an idle thread looks again in one round, of which it makes at least one before it sleeps, while a core is
-/// free for it: some ten microseconds.
+/// free for it: some thirty microseconds.
 pub const SPINS: u32 = 1_000;
 /// About how long that takes.
 #[cfg(not(loom))]
-const ROUND: Duration = Duration::from_micros(10);
+const ROUND: Duration = Duration::from_micros(30);
 
 /// How many rounds a thread makes before it sleeps.
 ///
 /// To be woken costs it and its waker some 20 to 50 microseconds each. So where what it waits for has lately come within
-/// twenty rounds, it makes as many as that took; else one.
+/// ten rounds, it makes as many as that took; else one.
 #[cfg(not(loom))]
 #[derive(Debug)]
 pub struct Patience(std::cell::Cell<u32>);
@@ -50,7 +50,7 @@ impl Default for Patience {
 
 #[cfg(not(loom))]
 impl Patience {
-    const MOST: u32 = 20;
+    const MOST: u32 = 10;
 
     /// How many rounds.
     pub fn rounds(&self) -> u32 {
@@ -113,9 +113,9 @@ pub fn core_is_free() -> bool {
 #[derive(Clone, Copy, Debug)]
 pub enum Soon {
     /// A worker's first outcome: its VM is made in some 150 microseconds.
-    Start = 25,
+    Start = 10,
     /// The end of a worker.
-    End = 15,
+    End = 6,
 }
 
 /// How many rounds the next host that waits may make.
@@ -444,11 +444,11 @@ mod tests {
     fn as_much_patience_as_what_came_last_needed() {
         let patience = Patience::default();
         assert_eq!(patience.rounds(), 1);
-        // Jobs of 100 microseconds: slept through once, looked for from then on.
+        // Jobs of 120 microseconds: slept through once, looked for from then on.
         patience.slept(Duration::from_micros(90));
-        assert_eq!(patience.rounds(), 10);
-        patience.came(8);
-        assert_eq!(patience.rounds(), 16);
+        assert_eq!(patience.rounds(), 4);
+        patience.came(3);
+        assert_eq!(patience.rounds(), 6);
         // A long one, and the next are not waited for.
         patience.slept(Duration::from_millis(5));
         assert_eq!(patience.rounds(), 1);

@@ -213,7 +213,8 @@ impl Message {
     pub fn take_bytes(&mut self, written: &mut Vec<u8>) {
         /// Beyond this, a copy costs more than the memory for the next ones.
         const COPIED: usize = 4096;
-        if written.len() <= COPIED {
+        // Whoever keeps the message is not to keep what a larger one has left.
+        if written.len() <= COPIED || written.capacity() > 2 * written.len() {
             self.bytes.clear();
             self.bytes.extend_from_slice(written);
             return;

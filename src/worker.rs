@@ -107,6 +107,7 @@ fn settle_estate(vm: *mut std::ffi::c_void, text: &str) {
     let children = vm.children();
     vm.fail_running("killed", text);
     vm.end_sessions();
+    vm.inbox().mailbox.close();
     for child in children {
         reaper::stop(&child, Cause::Parent(Stop { kind: "killed", text: text.into() }));
     }

@@ -111,12 +111,14 @@ local function worker_memory()
       msys.spawn(function()
         must(msys.runInPool(many, function()
           -- Long enough that no other worker takes the next one, and without memory of its own.
-          return ("a"):rep(32):find(("a-"):rep(5) .. "b")
+          return ("a"):rep(40):find(("a-"):rep(6) .. "b")
         end))
         begun = begun + 1
       end)
     end
     msys.run()
+    local threads = many:stat().num_threads
+    assert(threads == count, ("%d of %d threads have run a job"):format(threads, count))
     return jobs.resident()
   end
   local before = with(2)

@@ -97,7 +97,7 @@ unsafe fn turns(state: *mut lua_State, vm: &Vm) -> c_int {
         let mut ran = 0;
         while ran < most {
             ffi::lua_settop(state, LAST);
-            let given = match vm.next(block) {
+            let given = match vm.next(state, block) {
                 Next::Nothing => break,
                 Next::Job(slot) if is_plain(vm, slot) => job(state, vm, thread, slot),
                 Next::Event(job) => {

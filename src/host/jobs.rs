@@ -441,7 +441,7 @@ unsafe extern "C-unwind" fn next(state: *mut lua_State) -> c_int {
         if let Some(job) = awaited.and_then(|ticket| vm.unpark(ticket)) {
             return event(state, vm, job, awaited);
         }
-        let next = vm.next(block);
+        let next = vm.next(state, block);
         give(state, vm, next, awaited)
     }
 }

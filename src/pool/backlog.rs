@@ -42,12 +42,13 @@ impl Backlog {
     /// Whether there are fewer than `most`.
     pub(super) fn has_room(&self, most: usize) -> bool {
         let Submitters { pushed, seen } = &self.submitters.0;
-        // One that was seen by another thread may be ahead of what is read here: then the difference is huge.
-        if pushed.load(Ordering::Relaxed).wrapping_sub(seen.load(Ordering::Relaxed)) < most {
+        // In this order, as in `len`. What another thread has seen may still be ahead: then the difference is huge.
+        let before = seen.load(Ordering::Acquire);
+        if pushed.load(Ordering::Relaxed).wrapping_sub(before) < most {
             return true;
         }
         let taken = self.taken.0.load(Ordering::Acquire);
-        seen.store(taken, Ordering::Relaxed);
+        seen.store(taken, Ordering::Release);
         pushed.load(Ordering::Relaxed).wrapping_sub(taken) < most
     }
 }

@@ -18,6 +18,10 @@ use crate::{
 /// out for ever. A prime, as in tokio's scheduler, to fall in step with nothing.
 const OUTSIDE_FIRST: u32 = 61;
 
+/// Every so many looks at its inbox and the injector, a worker that is about to sleep looks at the others' queues: about
+/// every two microseconds, since that takes a lock for readers, and lines that their owners write.
+const GLANCE: u32 = 64;
+
 /// What a worker with nothing to run does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -193,9 +197,11 @@ impl Worker {
             if sleep.searchers() != 1 || !waker::core_is_free() {
                 break;
             }
-            for _ in 0..SPINS {
+            for spin in 1..=SPINS {
                 std::hint::spin_loop();
-                if !inbox.mailbox.is_empty() {
+                // What another worker has sent is in that one's own queue; nobody else is woken for it meanwhile.
+                let is_there = spin.is_multiple_of(GLANCE) && self.pool.has_work(least);
+                if is_there || !inbox.mailbox.is_empty() {
                     self.patience.came(round);
                     return Turn::Again;
                 }
