@@ -443,6 +443,20 @@ mod tests {
     }
 
     #[test]
+    fn a_message_takes_the_buffer_only_where_it_fills_it() {
+        let mut message = Message::default();
+        let mut written = Vec::with_capacity(1 << 20);
+        written.resize(5000, 1);
+        message.take_bytes(&mut written);
+        assert_eq!(message.bytes.len(), 5000);
+        assert!(message.bytes.capacity() < 16 << 10 && written.capacity() >= 1 << 20);
+        written.resize(1 << 20, 2);
+        let place = written.as_ptr();
+        message.take_bytes(&mut written);
+        assert_eq!(message.bytes.as_ptr(), place);
+    }
+
+    #[test]
     fn reading_past_the_end_is_malformed() {
         let mut reader = Reader::new(&[1, 2]);
         assert_eq!(reader.u32(), Err(Malformed));
