@@ -810,7 +810,6 @@ impl Vm {
 
     fn find_next(&self, block: bool, hooks: impl Fn() -> std::ffi::c_int) -> Next {
         self.interrupted.set(false);
-        let hooks_before = hooks();
         if self.is_lost() {
             return Next::Lost;
         }
@@ -866,6 +865,7 @@ impl Vm {
                     }
                 }
                 None => {
+                    let hooks_before = hooks();
                     if self.spin(&inbox, timeout) {
                         continue;
                     }
