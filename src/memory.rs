@@ -97,7 +97,7 @@ impl Memory {
             live: Cell::new(used),
             live_large: Cell::new(0),
             is_pressed: Cell::new(false),
-            kept: RefCell::new(Vec::with_capacity(KEPT / LEAST)),
+            kept: RefCell::default(),
             kept_size: Cell::new(0),
         });
         // SAFETY: the function is for this data; what was allocated before is freed by the same inner allocator.
@@ -207,6 +207,9 @@ impl Memory {
         let mut kept = self.kept.borrow_mut();
         if self.kept_size.get() + class <= KEPT {
             self.kept_size.set(self.kept_size.get() + class);
+            if kept.capacity() == 0 {
+                kept.reserve_exact(KEPT / LEAST);
+            }
             kept.push((class, block));
         } else {
             // SAFETY: the block came from there.

@@ -41,7 +41,7 @@ const IO_WORKERS: usize = 50;
 const GRACE: Duration = Duration::from_millis(200);
 
 struct Table {
-    run: fn(Worker),
+    run: fn(Box<Worker>),
     hosts: usize,
     /// By id. One that was shut down stays, for its handles.
     pools: Vec<Arc<Pool>>,
@@ -74,7 +74,7 @@ fn with_table<T>(act: impl FnOnce(&mut Table) -> Result<T>) -> Result<T> {
 }
 
 /// A Lua state of the program has loaded the module; `run` is what workers do.
-pub fn host_opened(run: fn(Worker)) {
+pub fn host_opened(run: fn(Box<Worker>)) {
     static AT_FORK: OnceLock<()> = OnceLock::new();
     AT_FORK.get_or_init(|| {
         // SAFETY: the handlers are functions without captures, in a module that is never unloaded.

@@ -40,7 +40,7 @@ impl Drop for Awake {
 }
 
 /// What a worker's thread does, from its VM's start to its end.
-pub fn run(worker: Worker) {
+pub fn run(worker: Box<Worker>) {
     let inbox = Inbox::new(Mailbox::new(Waker::for_this_thread()));
     let _awake = Awake(Arc::clone(&inbox));
     worker.register(Arc::clone(&inbox));
@@ -123,7 +123,7 @@ struct Boot<'a> {
 
 fn serve(
     state: *mut lua_State,
-    worker: Worker,
+    worker: Box<Worker>,
     inbox: Arc<Inbox>,
     memory: &Rc<Memory>,
     place: &mut Option<Box<Vm>>,
@@ -133,14 +133,10 @@ fn serve(
     let paths = registry::paths(config.paths);
     // An init is to run now, and what is loaded belongs to a limit of memory.
     let is_lazy = init.is_none() && config.memory_limit == usize::MAX && !registry::shares_globals();
-    let mut functions: Option<Functions> = None;
-    // SAFETY: a new state of this thread. Almost all that is made till jobs run stays, so looking for garbage is in vain.
-    unsafe {
-        ffi::lua_gc(state, ffi::LUA_GCSTOP, 0);
-        ffi::lua_cpcall(state, open_libraries, (&raw mut functions).cast());
-    }
-    let Some(functions) = functions else { return Err(("memory", "not enough memory".to_owned())) };
-    let vm = place.insert(Box::new(Vm::new(functions, inbox, Some(worker), Some(Rc::clone(memory)))));
+    let Some(vm) = open(state, worker, inbox, memory, paths.is_some()) else {
+        return Err(("memory", "not enough memory".to_owned()));
+    };
+    let vm = place.insert(vm);
     *vm.packed.borrow_mut() = init;
     if let (Some(_), Some(worker)) = (&paths, &vm.worker) {
         vm.paths.set(worker.pool.config.paths);
@@ -167,13 +163,52 @@ fn serve(
     }
 }
 
-/// Opens LuaJIT's libraries; its argument is the place for what the VM knows of functions.
-unsafe extern "C-unwind" fn open_libraries(state: *mut lua_State) -> c_int {
-    // SAFETY: a new state with free stack slots; the argument is `serve`'s.
+/// Opens LuaJIT's libraries in a new state, and makes our side of it; none where memory runs out.
+///
+/// Not a part of [`serve`], whose frame is there as long as the worker is; and a VM goes through several places on the
+/// stack, of 4 KiB together, before it is in its box: not below the libraries' frames.
+#[inline(never)]
+fn open(
+    state: *mut lua_State,
+    worker: Box<Worker>,
+    inbox: Arc<Inbox>,
+    memory: &Rc<Memory>,
+    has_paths: bool,
+) -> Option<Box<Vm>> {
+    let mut libraries = Libraries { has_paths, functions: None };
+    // SAFETY: a new state of this thread. Almost all that is made till jobs run stays, so looking for garbage is in vain.
     unsafe {
-        let place = ffi::lua_touserdata(state, 1).cast::<Option<Functions>>();
+        ffi::lua_gc(state, ffi::LUA_GCSTOP, 0);
+        ffi::lua_cpcall(state, open_libraries, (&raw mut libraries).cast());
+    }
+    Some(make_vm(libraries.functions?, inbox, worker, Rc::clone(memory)))
+}
+
+#[inline(never)]
+fn make_vm(functions: Functions, inbox: Arc<Inbox>, worker: Box<Worker>, memory: Rc<Memory>) -> Box<Vm> {
+    Box::new(Vm::new(functions, inbox, Some(*worker), Some(memory)))
+}
+
+/// What [`open_libraries`] is told and gives.
+struct Libraries {
+    /// The worker is going to have the module paths of its pool's creator.
+    has_paths: bool,
+    functions: Option<Functions>,
+}
+
+/// Opens LuaJIT's libraries; its argument is a [`Libraries`].
+unsafe extern "C-unwind" fn open_libraries(state: *mut lua_State) -> c_int {
+    // SAFETY: a new state with free stack slots; the argument is `open`'s.
+    unsafe {
+        let libraries = &mut *ffi::lua_touserdata(state, 1).cast::<Libraries>();
+        // Then `package` need not make paths of the environment's variables, for which it has buffers of 8 KiB on the
+        // stack.
+        ffi::lua_pushboolean(state, c_int::from(libraries.has_paths));
+        ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, c"LUA_NOENV".as_ptr());
         ffi::luaL_openlibs(state);
-        place.write(Some(Functions::new(state)));
+        ffi::lua_pushnil(state);
+        ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, c"LUA_NOENV".as_ptr());
+        libraries.functions = Some(Functions::new(state));
     }
     0
 }

@@ -64,7 +64,7 @@ struct Block {
 ///
 /// # Errors
 /// LuaJIT's memory ran out.
-pub fn open_host(lua: &Lua, run: fn(Worker)) -> Result<Table> {
+pub fn open_host(lua: &Lua, run: fn(Box<Worker>)) -> Result<Table> {
     let inbox = Inbox::new(Mailbox::new(Waker::for_host()));
     // SAFETY: mlua runs this in protected mode with free stack slots; `Functions` is `Copy` data and empty maps.
     let functions = functions_of(lua)?;

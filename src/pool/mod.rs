@@ -80,7 +80,7 @@ pub struct Pool {
     pub id: u32,
     /// What it was created with.
     pub config: Config,
-    run: fn(Worker),
+    run: fn(Box<Worker>),
     state: AtomicU8,
     queues: Queues,
     backlog: Backlog,
@@ -121,7 +121,7 @@ impl fmt::Debug for Pool {
 
 impl Pool {
     /// A pool without workers; `run` is what each worker's thread does.
-    pub fn new(id: u32, config: Config, run: fn(Worker)) -> Arc<Self> {
+    pub fn new(id: u32, config: Config, run: fn(Box<Worker>)) -> Arc<Self> {
         Arc::new(Self {
             id,
             run,
@@ -321,7 +321,8 @@ impl Pool {
             seats[index] = Some(Arc::clone(&seat));
             (seat, station, index)
         };
-        let worker = Worker::new(Arc::clone(self), seat, own, index);
+        // In a box: what the thread is given lies on its stack as long as it lives.
+        let worker = Box::new(Worker::new(Arc::clone(self), seat, own, index));
         let run = self.run;
         let number = self.started.fetch_add(1, Ordering::Relaxed) + 1;
         // Linux shows 15 bytes of a thread's name.

@@ -6,6 +6,8 @@
 //! Whoever is waited for by a job of the pool is then runnable by the very worker that waits, so no chain of waiting
 //! jobs can stall.
 
+use std::{cell::OnceCell, sync::OnceLock};
+
 use crossbeam_deque::{Injector, Steal, Stealer, Worker as Deque};
 
 use crate::{job::Job, sleep::Rank};
@@ -17,10 +19,11 @@ const EXEMPT: [Rank; 3] = [Rank::Awaited, Rank::Holding, Rank::Nested];
 #[derive(Debug)]
 pub(crate) struct Queues([Injector<Job>; 4]);
 
-/// A worker's half.
+/// A worker's half. Its deques for what it submits are made by the first such job: most workers submit nothing, and each
+/// takes a KiB.
 #[derive(Debug)]
 pub(crate) struct Own {
-    submitted: [Deque<Job>; 4],
+    submitted: [OnceCell<Deque<Job>>; 4],
     /// Ordinary jobs taken from elsewhere and not begun.
     batch: Deque<Job>,
 }
@@ -28,32 +31,40 @@ pub(crate) struct Own {
 /// What others may take from a worker.
 #[derive(Debug)]
 pub(crate) struct Theirs {
-    submitted: [Stealer<Job>; 4],
+    submitted: [OnceLock<Stealer<Job>>; 4],
     batch: Stealer<Job>,
 }
 
 impl Own {
     pub(crate) fn new() -> Self {
-        Self { submitted: std::array::from_fn(|_| Deque::new_lifo()), batch: Deque::new_fifo() }
+        Self { submitted: Default::default(), batch: Deque::new_fifo() }
     }
 
     pub(crate) fn theirs(&self) -> Theirs {
-        Theirs { submitted: self.submitted.each_ref().map(Deque::stealer), batch: self.batch.stealer() }
+        Theirs { submitted: Default::default(), batch: self.batch.stealer() }
     }
 
-    pub(crate) fn push(&self, job: Job) {
-        self.submitted[job.value.rank as usize].push(job);
+    /// Adds one that the worker has submitted; `theirs` are the others' halves of these deques.
+    pub(crate) fn push(&self, job: Job, theirs: &Theirs) {
+        let place = job.value.rank as usize;
+        let deque = self.submitted[place].get_or_init(|| {
+            let deque = Deque::new_lifo();
+            theirs.submitted[place].get_or_init(|| deque.stealer());
+            deque
+        });
+        deque.push(job);
     }
 
     /// The newest of its own submits of this rank or above.
     pub(crate) fn pop(&self, least: Rank) -> Option<Job> {
-        let exempt = EXEMPT.into_iter().filter(|rank| *rank >= least).find_map(|rank| self.submitted[rank as usize].pop());
-        exempt.or_else(|| if least == Rank::Ordinary { self.submitted[0].pop() } else { None })
+        let pop = |rank: Rank| self.submitted[rank as usize].get().and_then(Deque::pop);
+        let exempt = EXEMPT.into_iter().filter(|rank| *rank >= least).find_map(pop);
+        exempt.or_else(|| if least == Rank::Ordinary { pop(Rank::Ordinary) } else { None })
     }
 
     /// Whether it has no job at all.
     pub(crate) fn is_empty(&self) -> bool {
-        self.batch.is_empty() && self.submitted.iter().all(Deque::is_empty)
+        self.batch.is_empty() && self.submitted.iter().filter_map(OnceCell::get).all(Deque::is_empty)
     }
 
     /// The oldest of its batch.
@@ -69,21 +80,27 @@ impl Theirs {
 
     /// The highest rank of a job that is here.
     pub(crate) fn top_rank(&self) -> Option<Rank> {
-        let exempt = EXEMPT.into_iter().find(|rank| !self.submitted[*rank as usize].is_empty());
-        exempt.or_else(|| (!self.submitted[0].is_empty() || !self.batch.is_empty()).then_some(Rank::Ordinary))
+        let exempt = EXEMPT.into_iter().find(|rank| self.filled(*rank).is_some());
+        exempt.or_else(|| {
+            (self.filled(Rank::Ordinary).is_some() || !self.batch.is_empty()).then_some(Rank::Ordinary)
+        })
+    }
+
+    /// The deque of this rank, if there are jobs in it.
+    fn filled(&self, rank: Rank) -> Option<&Stealer<Job>> {
+        self.submitted[rank as usize].get().filter(|deque| !deque.is_empty())
     }
 
     /// The oldest job of an exempt rank, else half of the ordinary ones.
     pub(crate) fn steal_into(&self, own: &Own, least: Rank) -> Option<Job> {
         let mut exempt = EXEMPT.into_iter().filter(|rank| *rank >= least);
-        exempt.find_map(|rank| steal(&self.submitted[rank as usize])).or_else(|| {
+        exempt.find_map(|rank| self.filled(rank).and_then(|deque| settle(|| deque.steal()))).or_else(|| {
             if least != Rank::Ordinary {
                 return None;
             }
-            let batch_of = |deque: &Stealer<Job>| {
-                if deque.is_empty() { None } else { settle(|| deque.steal_batch_and_pop(&own.batch)) }
-            };
-            batch_of(&self.batch).or_else(|| batch_of(&self.submitted[0]))
+            let batch_of = |deque: &Stealer<Job>| settle(|| deque.steal_batch_and_pop(&own.batch));
+            let batch = if self.batch.is_empty() { None } else { batch_of(&self.batch) };
+            batch.or_else(|| self.filled(Rank::Ordinary).and_then(batch_of))
         })
     }
 }
@@ -125,10 +142,6 @@ impl Queues {
     pub(crate) fn steal(&self) -> Option<Job> {
         self.0.iter().find_map(|queue| settle(|| queue.steal()))
     }
-}
-
-fn steal(deque: &Stealer<Job>) -> Option<Job> {
-    if deque.is_empty() { None } else { settle(|| deque.steal()) }
 }
 
 /// Repeats an attempt that lost a race.

@@ -88,7 +88,7 @@ impl Worker {
     }
 
     pub(super) fn push(&self, job: Job) {
-        self.own.push(job);
+        self.own.push(job, &self.seat.theirs);
     }
 
     /// Makes up for a quiet submit: jobs in the own deque are not going to be looked for at once after all.
