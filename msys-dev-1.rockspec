@@ -44,6 +44,7 @@ build = {
       ["msys.future"] = "lua/msys/future.lua",
       ["msys.globals"] = "lua/msys/globals.lua",
       ["msys.handles"] = "lua/msys/handles.lua",
+      ["msys.loader"] = "lua/msys/loader.lua",
       ["msys.locks"] = "lua/msys/locks.lua",
       ["msys.names"] = "lua/msys/names.lua",
       ["msys.refusal"] = "lua/msys/refusal.lua",

@@ -10,10 +10,10 @@ use std::{
 
 use crate::{
     functions::load_chunk,
-    luajit::{ffi, lua_State, push_bytes},
+    luajit::{ffi, lua_State, string_at},
 };
 
-const COUNT: usize = 21;
+const COUNT: usize = 22;
 
 /// A module of the face.
 struct Module {
@@ -49,6 +49,7 @@ const FACE: [Module; COUNT] = face! {
     "msys.future": "../lua/msys/future.lua",
     "msys.globals": "../lua/msys/globals.lua",
     "msys.handles": "../lua/msys/handles.lua",
+    "msys.loader": "../lua/msys/loader.lua",
     "msys.locks": "../lua/msys/locks.lua",
     "msys.names": "../lua/msys/names.lua",
     "msys.refusal": "../lua/msys/refusal.lua",
@@ -59,6 +60,10 @@ const FACE: [Module; COUNT] = face! {
     "msys.worker": "../lua/msys/worker.lua",
     "msys.workers": "../lua/msys/workers.lua",
 };
+
+/// Those that each worker has from its start. Without lines and names of locals they take 2 KiB less; and only who works
+/// on them would ask for those.
+const BARE: [&str; 2] = ["msys.base", "msys.boot"];
 
 /// Their bytecode, as this process's LuaJIT has it.
 static CODE: [OnceLock<Box<[u8]>>; COUNT] = [const { OnceLock::new() }; COUNT];
@@ -71,32 +76,22 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// Registry name of the environment of what is loaded from now on.
 pub const ENVIRONMENT: &CStr = c"msys.environment";
 
-/// Fills the table on top with what loads each module, by name: a function that passes its arguments to the module's
-/// chunk, and gives what that gives.
+/// `open(name, …)` → what the chunk of the module of this name gives, which has all arguments; nothing if none of ours
+/// is called so
 ///
 /// # Safety
-/// In protected mode, with three free slots.
-pub unsafe fn install(state: *mut lua_State) {
-    for (module, place) in FACE.iter().zip(0..) {
-        // SAFETY: what is pushed is stored.
-        unsafe {
-            push_bytes(state, module.name.as_bytes());
-            ffi::lua_pushnumber(state, f64::from(place));
-            ffi::lua_pushcclosure(state, open, 1);
-            ffi::lua_rawset(state, -3);
-        }
-    }
-}
-
-/// `open(name, …)` → what the module's chunk gives
-unsafe extern "C-unwind" fn open(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours, whose upvalue is a place in the list. What has a destructor is gone before anything
-    // is raised.
+/// In protected mode, in a C function with its arguments.
+pub unsafe fn open(state: *mut lua_State) -> c_int {
+    // SAFETY: the caller's promise. What has a destructor is gone before anything is raised.
     unsafe {
         let arguments = ffi::lua_gettop(state);
-        let place = ffi::lua_tonumber(state, ffi::lua_upvalueindex(1)) as usize;
-        let Some((module, code)) = FACE.get(place).zip(CODE.get(place)) else { return 0 };
-        if !load_chunk(state, module.chunk, || module.source, code) {
+        if ffi::lua_type(state, 1) != ffi::LUA_TSTRING {
+            return 0;
+        }
+        let name = string_at(state, 1);
+        let mut modules = FACE.iter().zip(&CODE);
+        let Some((module, code)) = modules.find(|(module, _)| module.name.as_bytes() == name) else { return 0 };
+        if !load_chunk(state, module.chunk, module.source, BARE.contains(&module.name), code) {
             ffi::lua_error(state);
         }
         ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, ENVIRONMENT.as_ptr());

@@ -11,7 +11,7 @@
 //! **Factories.** See `bytecode`. Loaded once per VM and code; two generations bound them, as in `code`.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     ffi::{CStr, c_int, c_void},
     sync::{Arc, OnceLock},
 };
@@ -22,7 +22,7 @@ use crate::{
     bytecode::{Template, template_source},
     code::Code,
     layout,
-    luajit::{MAX_UPVALUES, MODE_FUNCTION_OFF, ffi, lua_State, luaJIT_setmode, push_bytes},
+    luajit::{MAX_UPVALUES, MODE_FUNCTION_OFF, ffi, lua_State, luaJIT_setmode, push_bytes, string_at},
     wire::{Handle, Object},
 };
 
@@ -67,8 +67,8 @@ pub struct Functions {
     fingerprint: Cell<u64>,
     names: RefCell<FxHashMap<*const c_void, Name>>,
     /// A bit is set for each named object, by a hash of 12 bits: most objects are told from those without a look into
-    /// the map.
-    filter: [Cell<u64>; 64],
+    /// the map. Made with the first name.
+    filter: OnceCell<Box<[Cell<u64>; 64]>>,
     seen: RefCell<FxHashSet<u32>>,
     /// Registry references of the young and the old table of factories.
     young: Cell<c_int>,
@@ -154,7 +154,7 @@ impl Functions {
                 fingerprint: Cell::new(0),
                 globals: ffi::lua_topointer(state, ffi::LUA_GLOBALSINDEX),
                 names: RefCell::default(),
-                filter: [const { Cell::new(0) }; 64],
+                filter: OnceCell::new(),
                 seen: RefCell::default(),
                 young: Cell::new(young),
                 old: Cell::new(old),
@@ -169,7 +169,8 @@ impl Functions {
     /// Names an object; the caller keeps it alive.
     pub fn learn(&self, object: *const c_void, name: Name) {
         let (word, bit) = Self::filter_place(object);
-        if let Some(word) = self.filter.get(word) {
+        let filter = self.filter.get_or_init(|| Box::new([const { Cell::new(0) }; 64]));
+        if let Some(word) = filter.get(word) {
             word.set(word.get() | bit);
         }
         self.names.borrow_mut().insert(object, name);
@@ -182,7 +183,7 @@ impl Functions {
 
     /// Forgets all names, before a scan.
     pub fn forget_names(&self) {
-        self.filter.iter().for_each(|word| word.set(0));
+        self.filter.get().into_iter().flat_map(|filter| filter.iter()).for_each(|word| word.set(0));
         self.names.borrow_mut().clear();
     }
 
@@ -190,7 +191,7 @@ impl Functions {
     #[inline]
     pub fn name_of(&self, object: *const c_void) -> Option<Name> {
         let (word, bit) = Self::filter_place(object);
-        if self.filter.get(word)?.get() & bit == 0 {
+        if self.filter.get()?.get(word)?.get() & bit == 0 {
             return None;
         }
         self.names.borrow().get(&object).cloned()
@@ -673,15 +674,17 @@ pub unsafe extern "C-unwind" fn write_dump(
     0
 }
 
-/// Pushes a chunk: from its bytecode, which the first to come makes of the source. Whether that has gone well; else the
-/// error is on top.
+/// Pushes a chunk: from its bytecode, which the first to come makes of the source; without what debuggers and
+/// tracebacks know of it, if it is to be `bare`. Whether that has gone well; else the error is on top.
 ///
 /// # Safety
-/// Two free slots. Nothing is raised.
-pub unsafe fn load_chunk<Source: AsRef<[u8]>>(
+/// Six free slots. If it is to be bare, in protected mode, and nobody has replaced `string.dump`; else nothing is
+/// raised.
+pub unsafe fn load_chunk(
     state: *mut lua_State,
     chunk: &CStr,
-    source: impl FnOnce() -> Source,
+    source: &str,
+    bare: bool,
     code: &OnceLock<Box<[u8]>>,
 ) -> bool {
     let load = |bytes: &[u8]| {
@@ -691,13 +694,31 @@ pub unsafe fn load_chunk<Source: AsRef<[u8]>>(
     if let Some(code) = code.get() {
         return load(code);
     }
-    let loaded = load(source().as_ref());
+    if !load(source.as_bytes()) {
+        return false;
+    }
+    if bare {
+        // SAFETY: five values, which are taken off. LuaJIT's API has no function for this; nothing with a destructor is
+        // live where it may raise.
+        unsafe {
+            let top = ffi::lua_gettop(state);
+            ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
+            ffi::lua_getfield_(state, -1, c"string".as_ptr());
+            ffi::lua_getfield_(state, -1, c"dump".as_ptr());
+            ffi::lua_pushvalue(state, top);
+            ffi::lua_pushboolean(state, 1);
+            ffi::lua_call(state, 2, 1);
+            code.get_or_init(|| string_at(state, -1).into());
+            ffi::lua_settop(state, top);
+        }
+        return true;
+    }
     let mut dump: Vec<u8> = Vec::new();
     // SAFETY: a function is on top, and the buffer is ours. It catches what it raises.
-    if loaded && unsafe { ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) } == ffi::LUA_OK {
+    if unsafe { ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) } == ffi::LUA_OK {
         code.get_or_init(|| dump.into_boxed_slice());
     }
-    loaded
+    true
 }
 
 /// The template for code with as many upvalues, made once in the process by whichever VM needs it first.

@@ -243,7 +243,7 @@ pub struct Vm {
     /// A worker's VM for isolated executions, if it has one that can be used again; and buffers.
     pub isolate: RefCell<Option<Box<Isolate>>>,
     /// See `isolate`.
-    pub isolate_scratch: RefCell<isolate::Scratch>,
+    pub isolate_scratch: RefCell<Option<Box<isolate::Scratch>>>,
     /// Locks that sessions of this VM have.
     pub locks: RefCell<Vec<(Session, HeldLock)>>,
     /// What sessions of this VM wait for, by ticket: to be left when the VM ends.

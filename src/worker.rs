@@ -4,7 +4,7 @@
 //! worker finds it wherever the host got it from, and the two never differ in version.
 
 use std::{
-    ffi::c_int,
+    ffi::{CStr, c_int},
     rc::Rc,
     sync::{Arc, atomic::Ordering},
 };
@@ -24,6 +24,9 @@ use crate::{
     vm::Vm,
     waker::Waker,
 };
+
+/// The name of our module in Rust, and its name in the registry.
+const NATIVE: &CStr = c"msys.native";
 
 /// What a process's first host does before there is a worker.
 pub fn prepare() {
@@ -227,16 +230,13 @@ unsafe extern "C-unwind" fn boot(state: *mut lua_State) -> c_int {
             push_bytes(state, &paths.cpath);
             ffi::lua_setfield(state, 1, c"cpath".as_ptr());
         }
-        ffi::lua_createtable(state, 0, 32);
-        face::install(state);
         ffi::lua_pushlightuserdata(state, boot.vm.cast());
         ffi::lua_pushlightuserdata(state, state.cast());
-        ffi::lua_pushcclosure(state, open_native, 2);
-        ffi::lua_setfield(state, 2, c"msys.native".as_ptr());
-        ffi::lua_getfield_(state, 2, c"msys.base".as_ptr());
+        ffi::lua_pushcclosure(state, open_module, 2);
+        ffi::lua_pushvalue(state, 2);
         push_bytes(state, b"msys.base");
         ffi::lua_call(state, 1, 1);
-        ffi::lua_getfield_(state, 2, c"msys.boot".as_ptr());
+        ffi::lua_pushvalue(state, 2);
         push_bytes(state, b"msys.boot");
         ffi::lua_pushvalue(state, 3);
         ffi::lua_pushvalue(state, 2);
@@ -277,11 +277,15 @@ unsafe extern "C-unwind" fn pristine(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `open_native(name)` → `msys.native`, of a worker
-unsafe extern "C-unwind" fn open_native(state: *mut lua_State) -> c_int {
-    // SAFETY: a C function of ours, whose upvalues are the VM and its main state. What has a destructor is gone before
-    // anything is raised. The main state waits for the running coroutine, if that is another, and has room.
+/// `open(name, …)`: see `face::open`; besides the modules in Lua, `msys.native`, of a worker
+unsafe extern "C-unwind" fn open_module(state: *mut lua_State) -> c_int {
+    // SAFETY: a C function of ours with its arguments, whose upvalues are the VM and its main state. What has a
+    // destructor is gone before anything is raised. The main state waits for the running coroutine, if that is another,
+    // and has room.
     unsafe {
+        if ffi::lua_type(state, 1) != ffi::LUA_TSTRING || string_at(state, 1) != NATIVE.to_bytes() {
+            return face::open(state);
+        }
         let vm = ffi::lua_touserdata(state, ffi::lua_upvalueindex(1)).cast::<Vm>();
         // Not the running coroutine: mlua remembers the state that it was made on, and that may be collected.
         let main = ffi::lua_touserdata(state, ffi::lua_upvalueindex(2)).cast::<lua_State>();
@@ -291,7 +295,7 @@ unsafe extern "C-unwind" fn open_native(state: *mut lua_State) -> c_int {
             .map_err(|error| error.to_string());
         match opened {
             Ok(()) => {
-                ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"msys.native".as_ptr());
+                ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, NATIVE.as_ptr());
                 return 1;
             }
             Err(text) => push_bytes(state, text.as_bytes()),

@@ -3,14 +3,14 @@
 ---
 --- `src/worker.rs` runs this in each new worker VM, and calls what it gives.
 
---- `openers` has what loads each module of ours; `pristine()` gives an environment for those, with Lua's own functions
---- as they were when the VM was new: jobs may have put others in their places.
----@type string, msys.base, table<string, fun(name: string): any>, fun(): table
-local _, base, openers, pristine = ...
+--- `open(name, …)` loads one of our modules, and gives nothing for another name; `pristine()` gives an environment for
+--- those, with Lua's own functions as they were when the VM was new: jobs may have put others in their places.
+---@type string, msys.base, fun(name: string, ...): any, fun(): table
+local _, base, open, pristine = ...
 
 local co_create, co_resume, co_status = coroutine.create, base.co_resume, base.co_status
 local error, pairs, ipairs, pcall, setmetatable, type = error, pairs, ipairs, pcall, setmetatable, type
-local collectgarbage, getfenv, require = collectgarbage, getfenv, require
+local collectgarbage, getfenv = collectgarbage, getfenv
 local gethook, sethook = debug.gethook, debug.sethook
 local loaded = package.loaded
 
@@ -22,81 +22,36 @@ local globals = loaded._G
 local END = 5
 
 local boot = {
-  --- What other VMs have under these names: triples of object, module, field.
-  also = {},
+  --- Our modules that are loaded, whatever jobs do to `package.loaded`.
+  ---@type table<string, any>
+  modules = { ["msys.base"] = base },
+  --- What LuaJIT brings along and loads when it is first asked for.
+  ---@type table<string, fun(name: string): any>
+  bundled = {},
+  require = require,
+  is_loading = false,
 }
---- Our modules that are loaded, whatever jobs do to `package.loaded`.
----@type table<string, any>
-local modules = { ["msys.base"] = base, ["msys.boot"] = boot }
+local modules = boot.modules
+modules["msys.boot"] = boot
 for name, module in pairs(modules) do
   loaded[name] = module
 end
-
---- What LuaJIT brings along and loads when it is first asked for.
----@type table<string, fun(name: string): any>
-local bundled = {}
-for name, open in pairs(package.preload) do
-  bundled[name] = open
-end
-
---- `require` for what jobs have not changed: our modules come from here, others as Lua has them.
-function boot.require(name)
-  if not openers[name] then
-    local module = loaded[name]
-    if module ~= nil or not bundled[name] then return require(name) end
-    loaded[name] = bundled[name](name)
-    return loaded[name]
-  end
-  local module = modules[name]
-  if module == nil then
-    module = openers[name](name)
-    modules[name] = module
-  end
-  loaded[name] = module
-  return module
+for name, loader in pairs(package.preload) do
+  boot.bundled[name] = loader
 end
 
 --- `msys.worker` and the scheduler, once they are there.
 ---@type table?, table?
 local worker, scheduler
-local is_loading = false
-
---- `require` for our modules: those of the script's are loaded as for jobs.
-local function require_inside(name)
-  if worker and not openers[name] then return worker.require(name) end
-  return boot.require(name)
-end
-
-local function open_all()
-  base.environment = pristine()
-  base.environment.require = require_inside
-  openers.msys "msys"
-  openers.thread "thread"
-  local module = boot.require "msys.worker"
-  module.ready()
-  return module
-end
 
 --- Loads what a worker has besides; gives `msys.worker`.
 ---@return table
 local function load_all()
   if worker then return worker end
-  is_loading = true
-  ---@type boolean, any
-  local ok, module = pcall(open_all)
-  is_loading = false
-  if not ok then
-    -- So that the next to need it tries again.
-    for name in pairs(openers) do
-      if name ~= "msys" and name ~= "thread" and name ~= "msys.base" and name ~= "msys.boot" then
-        loaded[name], modules[name] = nil, nil
-      end
-    end
-    error(module, 0)
-  end
+  base.environment = pristine()
+  worker = open("msys.loader", boot, open)
   scheduler = modules["msys.scheduler"]
-  worker = module
-  return module
+  return worker
 end
 
 --- The same in the middle of a job, whose finalizers and hook are not for this.
@@ -116,29 +71,24 @@ local function load_in_job()
 end
 boot.load_all = load_in_job
 
---- A module's table, to be filled by the module when somebody asks for a field.
-local function stand_in(name)
-  local tbl = {}
-  setmetatable(tbl, {
-    __index = function(_, key)
-      if is_loading then return nil end
-      load_in_job()
-      return tbl[key]
-    end,
-    __pairs = function()
-      load_in_job()
-      return pairs(tbl)
-    end,
-  })
-  loaded[name], modules[name] = tbl, tbl
-  globals[name] = tbl
-  return tbl
-end
+--- Of the tables of `msys` and `thread`, which are filled when somebody asks for a field.
+local behind = {
+  __index = function(tbl, key)
+    if boot.is_loading then return nil end
+    load_in_job()
+    return tbl[key]
+  end,
+  __pairs = function(tbl)
+    load_in_job()
+    return pairs(tbl)
+  end,
+}
 
---- The place of one of Lua's own functions; other VMs have theirs there.
-local function replace(library, field, fn)
-  loaded[library][field] = fn
-  boot.also[#boot.also + 1] = { fn, library, field }
+--- A module's table, to be filled by the module.
+local function stand_in(name)
+  local tbl = setmetatable({}, behind)
+  loaded[name], modules[name], globals[name] = tbl, tbl, tbl
+  return tbl
 end
 
 --- What a coroutine of the user's has given: a wait of msys's in it suspends the session around it.
@@ -210,23 +160,6 @@ local function ipairs_here(tbl)
   return ipairs(tbl)
 end
 
-local function install()
-  base.msys, base.thread = stand_in "msys", stand_in "thread"
-  base.msys._OSTLS = base.ostls
-  globals._OSTLS = base.ostls
-  globals._TLS = base.main_tls
-  replace("coroutine", "resume", resume)
-  replace("coroutine", "status", status)
-  replace("coroutine", "wrap", wrap)
-  replace("_G", "require", require_here)
-  if not base.has_pairs then
-    jit.on(pairs_here)
-    jit.on(ipairs_here)
-    replace("_G", "pairs", pairs_here)
-    replace("_G", "ipairs", ipairs_here)
-  end
-end
-
 --- Hands over to the scheduler, which has finalizers run again where an error of one does no harm.
 local function go_on(session, ok, kind, ...)
   if ok and kind == END then return end
@@ -260,5 +193,37 @@ function boot.serve(co, turn)
   )
 end
 
-install()
+base.msys, base.thread = stand_in "msys", stand_in "thread"
+base.msys._OSTLS = base.ostls
+globals._OSTLS = base.ostls
+globals._TLS = base.main_tls
+
+--- What is in the places of Lua's own functions, which other VMs have theirs in: function, library, field, and so on.
+boot.also = {
+  resume,
+  "coroutine",
+  "resume",
+  status,
+  "coroutine",
+  "status",
+  wrap,
+  "coroutine",
+  "wrap",
+  require_here,
+  "_G",
+  "require",
+  not base.has_pairs and pairs_here,
+  "_G",
+  "pairs",
+  not base.has_pairs and ipairs_here,
+  "_G",
+  "ipairs",
+}
+jit.on(pairs_here)
+jit.on(ipairs_here)
+for place = 1, #boot.also, 3 do
+  local fn, library, field = unpack(boot.also, place, place + 2)
+  if fn then loaded[library][field] = fn end
+end
+
 return boot

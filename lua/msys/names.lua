@@ -63,23 +63,33 @@ local named = {}
 ---@type [function, string, string][]
 local original = {}
 do
-  -- A worker may have run jobs by now.
-  local noted = native.originals()
-  local place = 0
   ---@type table<string?, boolean?>
   local is_library = { _G = true }
   for _, library in ipairs(LIBRARIES) do
     is_library[library] = true
   end
-  for name in gmatch(native.fresh_names(FRESH) or "", "[^\n]+") do
-    place = place + 1
-    local library, field = match(name, "^(.*)%.([^.]*)$")
-    if is_library[library] then
-      local fields = package.loaded[library]
-      local value = noted and noted[place] or not noted and fields and fields[field] or nil
-      if library and field and type(value) == "function" and is_c(value) then
-        original[#original + 1] = { value, library, field }
+  local function add(value, library, field)
+    if is_library[library] and is_c(value) then original[#original + 1] = { value, library, field } end
+  end
+  -- A worker may have run jobs by now.
+  local noted = native.originals()
+  if noted then
+    local library, place = nil, 1
+    while noted[place] do
+      local entry = noted[place]
+      if type(entry) == "function" then
+        add(entry, library, noted[place + 1])
+        place = place + 2
+      else
+        library = entry
+        place = place + 1
       end
+    end
+  else
+    for name in pairs(fresh) do
+      local library, field = match(name, "^(.*)%.([^.]*)$")
+      local fields = package.loaded[library]
+      add(fields and fields[field], library, field)
     end
   end
 end

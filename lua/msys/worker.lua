@@ -1,10 +1,11 @@
 --- What a worker VM adds to the scheduler: its globals, its jobs, and `coroutine` functions through which sessions can
 --- wait.
 ---
---- `msys.boot` requires this when the first job needs it, and calls what it gives.
+--- `msys.loader` requires this when the first job needs it, and `msys.boot` calls what it gives.
 
 local base = require "msys.base"
 local boot = require "msys.boot"
+local loader = require "msys.loader"
 local names = require "msys.names"
 local native = require "msys.native"
 local refusal = require "msys.refusal"
@@ -324,7 +325,7 @@ end
 do
   ---@type table?
   local globals = package.loaded._G
-  local load = boot.require
+  local load = loader.require
   local function back(env, name, ok, ...)
     if env ~= globals then setfenv(0, env) end
     local load_of = loading[name] --[[@as { tickets: integer[] }]]
@@ -392,8 +393,10 @@ end
 
 --- All modules are loaded: the scheduler takes over.
 function worker.ready()
-  for _, name in ipairs(boot.also) do
-    table.insert(names.also, name)
+  local also = boot.also
+  for place = 1, #also, 3 do
+    local fn, library, field = also[place], also[place + 1], also[place + 2]
+    if fn then table.insert(names.also, { fn, library, field }) end
   end
   scheduler.keep_tls_in(package.loaded._G)
   scheduler.setup(report, {

@@ -26,25 +26,25 @@ unsafe extern "C-unwind" fn execute(state: *mut lua_State) -> c_int {
         let single = ffi::lua_toboolean(state, 3) != 0;
         let bytecode = string_at(state, 1);
         ffi::lua_pushvalue(state, 2);
-        let mut scratch = vm.isolate_scratch.take();
+        let mut scratch = vm.isolate_scratch.take().unwrap_or_default();
         let (mut context, mut outcome) = (Message::default(), Message::default());
         let inner = ffi::lua_upvalueindex(ENCODE);
         ffi::lua_checkstack(state, 4);
         let encoded =
             isolate::encode_context(state, inner, &vm.functions, &mut scratch, &mut context, config.max_message);
         if encoded.is_err() {
-            vm.isolate_scratch.replace(scratch);
+            vm.isolate_scratch.replace(Some(scratch));
             return say(state, "msys.workers: the context has what cannot be sent to an isolated VM");
         }
         let kept = vm.isolate.take().filter(|_| !single);
         let Some(mut isolate) = kept.or_else(|| Isolate::new(config.memory_limit, config.interruptible)) else {
-            vm.isolate_scratch.replace(scratch);
+            vm.isolate_scratch.replace(Some(scratch));
             return say(state, "not enough memory");
         };
         let script = (bytecode, isolate::hash_of(bytecode));
         let (ended, kind, is_pristine) =
             isolate.run(station, script, &context, &mut outcome, &mut scratch, config.max_message);
-        vm.isolate_scratch.replace(scratch);
+        vm.isolate_scratch.replace(Some(scratch));
         let traceback = isolate.traceback().to_vec();
         if is_pristine && !single {
             vm.isolate.replace(Some(isolate));

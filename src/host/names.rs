@@ -8,7 +8,9 @@ use std::{
 use super::{text, vm};
 use crate::{
     functions::{Environments, Name, load_chunk, write_dump},
-    luajit::{CDATA_FILL, CDATA_PACK, CDATA_UNPACK, ffi, lua_State, push_bytes, string_at},
+    luajit::{
+        CDATA_FILL, CDATA_PACK, CDATA_UNPACK, MODE_FUNCTION_OFF, ffi, lua_State, luaJIT_setmode, push_bytes, string_at,
+    },
     registry::{self, Paths},
     usage,
 };
@@ -107,33 +109,31 @@ unsafe extern "C-unwind" fn scanned(state: *mut lua_State) -> c_int {
 /// once for it in the process.
 static GIVEN: [OnceLock<(Vec<u8>, Vec<u8>)>; 2] = [const { OnceLock::new() }; 2];
 
-/// Registry name of a list of Lua's own functions, in the order of the names that `msys.names` has asked for.
+/// Registry name of a list of Lua's own functions: the name of each library, and behind it the functions, each with the
+/// name of its field.
 const ORIGINALS: &CStr = c"msys.originals";
 
-/// The names of Lua's own functions: library, field and place in the list, from 1; none where nobody has asked yet.
-fn fresh() -> impl Iterator<Item = (&'static [u8], &'static [u8], c_int)> {
-    let names = GIVEN[0].get().map_or(&[][..], |(_, names)| names);
-    names.split(|byte| *byte == b'\n').zip(1..).filter_map(|(name, place)| {
-        let dot = name.iter().rposition(|byte| *byte == b'.')?;
-        Some((&name[..dot], &name[dot + 1..], place))
-    })
-}
+/// The chunk that fills the list. A loop of its own over what there is: to ask for each field by its name takes three
+/// times as long, and so does a chunk that names them, which also leaves 3 KiB of garbage.
+const LIST_ORIGINALS: &str = r#"
+local loaded, list, next, type = ...
+local count = 0
+for library, fields in next, loaded do
+  if type(fields) == "table" then
+    count = count + 1
+    list[count] = library
+    for field, value in next, fields do
+      if type(value) == "function" then
+        list[count + 1], list[count + 2] = value, field
+        count = count + 2
+      end
+    end
+  end
+end
+"#;
 
-/// The source of a chunk that gives the list, of the modules that are loaded: three fifths of the work of asking for
-/// each field from here.
-fn originals_source() -> String {
-    use std::fmt::Write as _;
-    let (mut libraries, mut fields) = (String::from("local loaded = ...\n"), String::new());
-    let (mut last, mut count) = (&b""[..], 0);
-    for (library, field, _) in fresh() {
-        if library != last {
-            (last, count) = (library, count + 1);
-            let _ = writeln!(libraries, "local _{count} = loaded[{:?}] or {{}}", String::from_utf8_lossy(library));
-        }
-        let _ = write!(fields, "_{count}[{:?}],", String::from_utf8_lossy(field));
-    }
-    format!("{libraries}return {{{fields}}}")
-}
+/// How long the list is: 306 with the LuaJITs of 2022 to 2026. One that is longer grows.
+const ORIGINALS_LEN: c_int = 310;
 
 /// See `host::note_originals`.
 ///
@@ -142,17 +142,20 @@ fn originals_source() -> String {
 pub(super) unsafe fn note_originals(state: *mut lua_State) {
     /// The chunk, as this process's LuaJIT has it.
     static CODE: OnceLock<Box<[u8]>> = OnceLock::new();
-    if GIVEN[0].get().is_none() {
-        return;
-    }
     // SAFETY: what is pushed is called, or stored. What has a destructor is gone before that.
     unsafe {
-        if !load_chunk(state, c"=msys", originals_source, &CODE) {
+        if !load_chunk(state, c"=msys", LIST_ORIGINALS, true, &CODE) {
             ffi::lua_error(state);
         }
+        // It runs once.
+        luaJIT_setmode(state, -1, MODE_FUNCTION_OFF);
         ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
-        ffi::lua_call(state, 1, 1);
+        ffi::lua_createtable(state, ORIGINALS_LEN, 0);
+        ffi::lua_pushvalue(state, -1);
         ffi::lua_setfield(state, ffi::LUA_REGISTRYINDEX, ORIGINALS.as_ptr());
+        ffi::lua_getfield_(state, ffi::LUA_GLOBALSINDEX, c"next".as_ptr());
+        ffi::lua_getfield_(state, ffi::LUA_GLOBALSINDEX, c"type".as_ptr());
+        ffi::lua_call(state, 4, 0);
     }
 }
 
@@ -164,36 +167,44 @@ pub(super) unsafe fn push_pristine(state: *mut lua_State) {
     // SAFETY: tables are made, and asked for fields. One value is left.
     unsafe {
         let top = ffi::lua_gettop(state);
-        let (all, originals, loaded) = (top + 1, top + 2, top + 3);
+        let (all, originals, loaded, library) = (top + 1, top + 2, top + 3, top + 4);
         ffi::lua_createtable(state, 0, 64);
         ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, ORIGINALS.as_ptr());
         ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, c"_LOADED".as_ptr());
         ffi::lua_pushvalue(state, ffi::LUA_GLOBALSINDEX);
         set_behind(state, all);
-        let mut last: &[u8] = b"";
-        for (library, field, place) in fresh() {
-            // What is set in `package` is for all; and that one's functions are not called.
-            if library == b"package" || library.contains(&b'.') || ffi::lua_type(state, originals) != ffi::LUA_TTABLE {
+        ffi::lua_pushnil(state);
+        let len = ffi::lua_objlen(state, originals) as c_int;
+        let mut place = 1;
+        while place <= len {
+            ffi::lua_rawgeti_(state, originals, place);
+            place += 1;
+            if ffi::lua_type(state, -1) == ffi::LUA_TFUNCTION {
+                ffi::lua_rawgeti_(state, originals, place);
+                place += 1;
+                if ffi::lua_type(state, library) == ffi::LUA_TTABLE {
+                    ffi::lua_insert(state, -2);
+                    ffi::lua_rawset(state, library);
+                }
+                ffi::lua_settop(state, library);
                 continue;
             }
-            if library != last {
-                last = library;
-                ffi::lua_settop(state, loaded);
-                if library == b"_G" {
-                    ffi::lua_pushvalue(state, all);
-                } else {
+            match string_at(state, -1) {
+                b"_G" => ffi::lua_pushvalue(state, all),
+                // What is set in `package` is for all; and that one's functions are not called.
+                name if name == b"package" || name.contains(&b'.') => ffi::lua_pushnil(state),
+                _ => {
                     ffi::lua_createtable(state, 0, 16);
-                    push_bytes(state, library);
+                    ffi::lua_pushvalue(state, -2);
                     ffi::lua_rawget_(state, loaded);
-                    set_behind(state, loaded + 1);
-                    push_bytes(state, library);
-                    ffi::lua_pushvalue(state, loaded + 1);
+                    set_behind(state, -2);
+                    ffi::lua_pushvalue(state, -2);
+                    ffi::lua_pushvalue(state, -2);
                     ffi::lua_rawset(state, all);
                 }
             }
-            push_bytes(state, field);
-            ffi::lua_rawgeti_(state, originals, place);
-            ffi::lua_rawset(state, loaded + 1);
+            ffi::lua_replace(state, library);
+            ffi::lua_settop(state, library);
         }
         ffi::lua_settop(state, all);
     }
@@ -206,6 +217,7 @@ pub(super) unsafe fn push_pristine(state: *mut lua_State) {
 unsafe fn set_behind(state: *mut lua_State, at: c_int) {
     // SAFETY: the caller's promise.
     unsafe {
+        let at = if at < 0 { ffi::lua_gettop(state) + 1 + at } else { at };
         ffi::lua_createtable(state, 0, 1);
         ffi::lua_insert(state, -2);
         ffi::lua_setfield(state, -2, c"__index".as_ptr());
@@ -213,8 +225,8 @@ unsafe fn set_behind(state: *mut lua_State, at: c_int) {
     }
 }
 
-/// `originals()` → the functions that the names of `fresh_names` stood for when the VM was new, in their order; nil
-/// where they are still there
+/// `originals()` → Lua's own functions as they were when the VM was new: the name of each library, and behind it the
+/// functions, each with its name; nil where they are still there
 unsafe extern "C-unwind" fn originals(state: *mut lua_State) -> c_int {
     // SAFETY: one push.
     unsafe { ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, ORIGINALS.as_ptr()) };

@@ -1,0 +1,69 @@
+--- Loads what a worker's VM begins without, when the first job needs it; gives `msys.worker`.
+---
+--- `msys.boot` opens this, as all that comes after, in an environment that jobs have not changed.
+
+---@type string, table, fun(name: string, ...): any
+local _, boot, open = ...
+
+local error, pairs, pcall = error, pairs, pcall
+local base, modules, bundled, lua_require =
+  boot.modules["msys.base"], boot.modules, boot.bundled, boot.require
+local loaded = package.loaded
+
+-- As the scheduler, to which its stacks belong.
+jit.off(true, true)
+
+local loader = {}
+
+--- What there was before, and stays if something cannot be loaded.
+local KEPT = { msys = true, thread = true, ["msys.base"] = true, ["msys.boot"] = true }
+
+--- Is set at the end.
+---@type table?
+local worker
+
+--- `require` for what jobs have not changed: our modules come from here, others as Lua has them.
+function loader.require(name)
+  local module = modules[name]
+  if module == nil then module = open(name) end
+  if module ~= nil then
+    modules[name], loaded[name] = module, module
+    return module
+  end
+  module = loaded[name]
+  if module ~= nil or not bundled[name] then return lua_require(name) end
+  loaded[name] = bundled[name](name)
+  return loaded[name]
+end
+
+--- `require` for our modules: those of the script's are loaded as for jobs.
+local function require_inside(name)
+  local is_ours = not worker or modules[name] ~= nil
+  return (is_ours and loader.require or worker.require)(name)
+end
+
+local function load_all()
+  modules["msys.loader"] = loader
+  base.environment.require = require_inside
+  open "msys"
+  open "thread"
+  local module = loader.require "msys.worker"
+  module.ready()
+  return module
+end
+
+boot.is_loading = true
+---@type boolean, any
+local ok, module = pcall(load_all)
+boot.is_loading = false
+if not ok then
+  -- So that the next to need it tries again.
+  for name in pairs(modules) do
+    if not KEPT[name] then
+      loaded[name], modules[name] = nil, nil
+    end
+  end
+  error(module, 0)
+end
+worker = module
+return worker
