@@ -56,4 +56,4 @@ function thread.condition(mutex)
   return native.condition(mutex)
 end
 
-return setmetatable(base.fill(base.thread, thread), nil)
+return base.thread and setmetatable(base.fill(base.thread, thread), nil) or thread

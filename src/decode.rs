@@ -60,9 +60,11 @@ struct Shape {
 const OFTEN: u8 = 16;
 /// More values are not passed to one.
 const MAX_CONSTRUCTED: u8 = 16;
-/// There is room for so many calls of constructors inside each other, with their values, without asking for more.
-const CONSTRUCTED_DEPTH: usize = 8;
-const _: () = assert!((CONSTRUCTED_DEPTH + 1) * (MAX_CONSTRUCTED as usize + 2) <= MAX_DEPTH * 4, "room is made for the values");
+/// Every so many levels of nesting there is a look whether there is room for so many more.
+const LEVELS: usize = 4;
+/// Room for those, of four slots each, and for what is pushed meanwhile. Room for the deepest nesting at once would be
+/// three kilobytes of a worker's memory, for jobs that nest hardly anything.
+const ROOM: usize = LEVELS * 4 + 20;
 
 #[derive(Clone, Copy, Debug)]
 struct Deferred {
@@ -387,8 +389,7 @@ impl Decoder<'_> {
                 return Err(Stop::Malformed);
             }
             let count = count as c_int;
-            let room = count.saturating_add((MAX_DEPTH * 4 + MAX_KEYS + 30) as c_int);
-            ffi::luaL_checkstack_(self.state, room, c"too many values received".as_ptr());
+            self.make_room(count.saturating_add(self.key_places));
             ffi::lua_settop(self.state, FIRST_KEY + self.key_places - 1);
             if self.flags & flag::KEEP != 0 {
                 // An object is two bytes at least.
@@ -410,6 +411,24 @@ impl Decoder<'_> {
             self.apply()?;
             self.keep_all();
             Ok(count)
+        }
+    }
+
+    /// Makes room for so many slots, and a few levels of nesting. May raise.
+    unsafe fn make_room(&mut self, slots: c_int) {
+        // SAFETY: as `values`.
+        unsafe {
+            let room = slots.saturating_add(ROOM as c_int);
+            ffi::luaL_checkstack_(self.state, room, c"too many values received".as_ptr());
+        }
+    }
+
+    /// The same for what is at this depth, where not enough may be left.
+    #[inline]
+    unsafe fn make_room_at(&mut self, depth: usize) {
+        if depth > 0 && depth.is_multiple_of(LEVELS) {
+            // SAFETY: as above.
+            unsafe { self.make_room(0) };
         }
     }
 
@@ -794,7 +813,7 @@ impl Decoder<'_> {
         let kept = self.origin().map(|origin| origin.objects.push(std::ptr::null())).is_some();
         // SAFETY: a function and its argument become the object. A raise ends the protected call.
         unsafe {
-            ffi::luaL_checkstack_(self.state, (MAX_DEPTH * 4) as c_int, c"too many packed objects".as_ptr());
+            self.make_room_at(depth);
             let at = ffi::lua_gettop(self.state) + 1;
             self.push_named(module, b"__msys_unpack")?;
             self.value(depth + 1)?;
@@ -1063,6 +1082,7 @@ impl Decoder<'_> {
         }
         // SAFETY: the table stays on the stack while it is filled.
         unsafe {
+            self.make_room_at(depth);
             if tag & tag::DEFERRED != 0 {
                 ffi::lua_createtable(self.state, 0, 0);
                 self.begin(tag);
@@ -1091,9 +1111,7 @@ impl Decoder<'_> {
         let kept = self.origin().map(|origin| origin.objects.push(std::ptr::null())).is_some();
         // SAFETY: room is made for the values; a function and its arguments become a table.
         unsafe {
-            if depth > CONSTRUCTED_DEPTH {
-                ffi::luaL_checkstack_(self.state, c_int::from(MAX_CONSTRUCTED) + 8, c"too many values received".as_ptr());
-            }
+            self.make_room(c_int::from(MAX_CONSTRUCTED) + 2);
             ffi::lua_rawgeti_(self.state, SHAPES, shape.first);
             for _ in 0..shape.len {
                 self.value(depth + 1)?;
@@ -1166,6 +1184,7 @@ impl Decoder<'_> {
         let code = message.code(code).ok_or(Stop::Malformed)?;
         // SAFETY: the message, and so the code, outlives the call.
         unsafe {
+            self.make_room_at(depth);
             if !self.functions.push_closure(self.state, code) {
                 return Err(Stop::Code);
             }

@@ -1,7 +1,7 @@
 --- What the scheduler and `native.turn` have in common. A worker runs jobs with no more than this, until one needs the
 --- rest (`msys.boot`).
 
-local getmetatable, next, rawget, setmetatable, type = getmetatable, next, rawget, setmetatable, type
+local getmetatable, setmetatable, type = getmetatable, setmetatable, type
 local traceback = debug.traceback
 
 -- As the scheduler, which has the rest.
@@ -25,6 +25,7 @@ jit.off(true, true)
 ---@class msys.base
 ---@field msys? table  what stands for `msys` and `thread` in a worker until they are loaded
 ---@field thread? table
+---@field fill? fun(stand_in: table, module: table): table  puts a module's fields into such a table, and gives that
 ---@field environment? table  of our modules in a worker: to others it is the globals
 local base = {
   --- Who waits, by ticket.
@@ -79,20 +80,6 @@ function base.new_session(co, is_direct)
   session.completion, session.completes, session.ticket = nil, nil, nil
   session.direct = is_direct
   return session
-end
-
---- Puts a module's fields into the table that stands for it in a worker, where a job has not put others; gives that, or
---- the module itself.
----@generic T: table
----@param stand_in? table
----@param module T
----@return T
-function base.fill(stand_in, module)
-  if not stand_in then return module end
-  for name, field in next, module do
-    if rawget(stand_in, name) == nil then stand_in[name] = field end
-  end
-  return stand_in
 end
 
 ---@type msys.Session?

@@ -18,8 +18,6 @@ local loaded = package.loaded
 jit.off(true, true)
 
 local globals = loaded._G
---- The kind of event with which a worker is to end, as in src/host/jobs.rs.
-local END = 5
 
 local boot = {
   --- Our modules that are loaded, whatever jobs do to `package.loaded`.
@@ -83,13 +81,6 @@ local behind = {
     return pairs(tbl)
   end,
 }
-
---- A module's table, to be filled by the module.
-local function stand_in(name)
-  local tbl = setmetatable({}, behind)
-  loaded[name], modules[name], globals[name] = tbl, tbl, tbl
-  return tbl
-end
 
 --- What a coroutine of the user's has given: a wait of msys's in it suspends the session around it.
 local function passed(co, ...)
@@ -162,6 +153,8 @@ end
 
 --- Hands over to the scheduler, which has finalizers run again where an error of one does no harm.
 local function go_on(session, ok, kind, ...)
+  --- The kind of event with which a worker is to end, as in src/host/jobs.rs.
+  local END = 5
   if ok and kind == END then return end
   collectgarbage "stop"
   sethook()
@@ -193,7 +186,10 @@ function boot.serve(co, turn)
   )
 end
 
-base.msys, base.thread = stand_in "msys", stand_in "thread"
+for _, name in ipairs { "msys", "thread" } do
+  local stand_in = setmetatable({}, behind)
+  base[name], modules[name], loaded[name], globals[name] = stand_in, stand_in, stand_in, stand_in
+end
 base.msys._OSTLS = base.ostls
 globals._OSTLS = base.ostls
 globals._TLS = base.main_tls

@@ -237,7 +237,7 @@ else
   end
 end
 
-return setmetatable(base.fill(base.msys, msys), {
+return setmetatable(base.msys and base.fill(base.msys, msys) or msys, {
   __index = function(_, key)
     if key == "_TLS" then return scheduler.tls() end
   end,

@@ -5,7 +5,7 @@
 ---@type string, table, fun(name: string, ...): any
 local _, boot, open = ...
 
-local error, pairs, pcall = error, pairs, pcall
+local error, next, pairs, pcall, rawget = error, next, pairs, pcall, rawget
 local base, modules, bundled, lua_require =
   boot.modules["msys.base"], boot.modules, boot.bundled, boot.require
 local loaded = package.loaded
@@ -40,6 +40,14 @@ end
 local function require_inside(name)
   local is_ours = not worker or modules[name] ~= nil
   return (is_ours and loader.require or worker.require)(name)
+end
+
+--- Where a job has put another field, that stays.
+function base.fill(stand_in, module)
+  for name, field in next, module do
+    if rawget(stand_in, name) == nil then stand_in[name] = field end
+  end
+  return stand_in
 end
 
 local function load_all()
