@@ -171,6 +171,7 @@ fn serve(
 /// Not a part of [`serve`], whose frame is there as long as the worker is; and a VM goes through several places on the
 /// stack, of 4 KiB together, before it is in its box: not below the libraries' frames.
 #[inline(never)]
+#[allow(clippy::boxed_local, reason = "so that it is not on the stack twice")]
 fn open(
     state: *mut lua_State,
     worker: Box<Worker>,
@@ -184,12 +185,12 @@ fn open(
         ffi::lua_gc(state, ffi::LUA_GCSTOP, 0);
         ffi::lua_cpcall(state, open_libraries, (&raw mut libraries).cast());
     }
-    Some(make_vm(libraries.functions?, inbox, worker, Rc::clone(memory)))
+    Some(make_vm(libraries.functions?, inbox, *worker, Rc::clone(memory)))
 }
 
 #[inline(never)]
-fn make_vm(functions: Functions, inbox: Arc<Inbox>, worker: Box<Worker>, memory: Rc<Memory>) -> Box<Vm> {
-    Box::new(Vm::new(functions, inbox, Some(*worker), Some(memory)))
+fn make_vm(functions: Functions, inbox: Arc<Inbox>, worker: Worker, memory: Rc<Memory>) -> Box<Vm> {
+    Box::new(Vm::new(functions, inbox, Some(worker), Some(memory)))
 }
 
 /// What [`open_libraries`] is told and gives.
