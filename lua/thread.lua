@@ -56,4 +56,4 @@ function thread.condition(mutex)
   return native.condition(mutex)
 end
 
-return base.thread and setmetatable(base.fill(base.thread, thread), nil) or thread
+return setmetatable(base.fill and base.fill("thread", thread) or thread, nil)

@@ -24,7 +24,8 @@ const MEET: u64 = u64::MAX;
 static ALL_FOUR: Barrier = Barrier::new(4);
 
 /// A worker that ends each job at once, but for those that meet.
-fn echo(worker: Worker) {
+#[allow(clippy::boxed_local, reason = "as the pool gives it")]
+fn echo(worker: Box<Worker>) {
     let inbox = Inbox::new(Mailbox::new(Waker::for_this_thread()));
     worker.register(Arc::clone(&inbox));
     loop {

@@ -25,7 +25,7 @@ jit.off(true, true)
 ---@class msys.base
 ---@field msys? table  what stands for `msys` and `thread` in a worker until they are loaded
 ---@field thread? table
----@field fill? fun(stand_in: table, module: table): table  puts a module's fields into such a table, and gives that
+---@field fill? fun(name: string, module: table): table  puts a module's fields into such a table, and gives it
 ---@field environment? table  of our modules in a worker: to others it is the globals
 local base = {
   --- Who waits, by ticket.

@@ -19,16 +19,14 @@ jit.off(true, true)
 
 local globals = loaded._G
 
-local boot = {
-  --- Our modules that are loaded, whatever jobs do to `package.loaded`.
-  ---@type table<string, any>
-  modules = { ["msys.base"] = base },
-  --- What LuaJIT brings along and loads when it is first asked for.
-  ---@type table<string, fun(name: string): any>
-  bundled = {},
-  require = require,
-  is_loading = false,
-}
+---@class msys.boot
+---@field modules table<string, any>  those of ours that are loaded, whatever jobs do to `package.loaded`
+---@field bundled table<string, fun(name: string): any>  what LuaJIT brings along and loads when it is first asked for
+---@field require function  Lua's own
+---@field is_loading boolean  the rest is being loaded
+---@field also (function|string|false)[]  what is in the places of Lua's own functions, which other VMs have theirs in:
+---function, library, field, and so on
+local boot = { modules = { ["msys.base"] = base }, bundled = {}, require = require, is_loading = false }
 local modules = boot.modules
 modules["msys.boot"] = boot
 for name, module in pairs(modules) do
@@ -190,11 +188,10 @@ for _, name in ipairs { "msys", "thread" } do
   local stand_in = setmetatable({}, behind)
   base[name], modules[name], loaded[name], globals[name] = stand_in, stand_in, stand_in, stand_in
 end
-base.msys._OSTLS = base.ostls
+globals.msys._OSTLS = base.ostls
 globals._OSTLS = base.ostls
 globals._TLS = base.main_tls
 
---- What is in the places of Lua's own functions, which other VMs have theirs in: function, library, field, and so on.
 boot.also = {
   resume,
   "coroutine",
@@ -218,7 +215,7 @@ boot.also = {
 jit.on(pairs_here)
 jit.on(ipairs_here)
 for place = 1, #boot.also, 3 do
-  local fn, library, field = unpack(boot.also, place, place + 2)
+  local fn, library, field = boot.also[place], boot.also[place + 1], boot.also[place + 2]
   if fn then loaded[library][field] = fn end
 end
 

@@ -237,7 +237,7 @@ else
   end
 end
 
-return setmetatable(base.msys and base.fill(base.msys, msys) or msys, {
+return setmetatable(base.fill and base.fill("msys", msys) or msys, {
   __index = function(_, key)
     if key == "_TLS" then return scheduler.tls() end
   end,

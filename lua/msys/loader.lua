@@ -2,12 +2,12 @@
 ---
 --- `msys.boot` opens this, as all that comes after, in an environment that jobs have not changed.
 
----@type string, table, fun(name: string, ...): any
+---@type string, msys.boot, fun(name: string, ...): any
 local _, boot, open = ...
 
 local error, next, pairs, pcall, rawget = error, next, pairs, pcall, rawget
-local base, modules, bundled, lua_require =
-  boot.modules["msys.base"], boot.modules, boot.bundled, boot.require
+local modules, bundled, lua_require = boot.modules, boot.bundled, boot.require
+local base = modules["msys.base"]
 local loaded = package.loaded
 
 -- As the scheduler, to which its stacks belong.
@@ -16,6 +16,7 @@ jit.off(true, true)
 local loader = {}
 
 --- What there was before, and stays if something cannot be loaded.
+---@type table<string, boolean?>
 local KEPT = { msys = true, thread = true, ["msys.base"] = true, ["msys.boot"] = true }
 
 --- Is set at the end.
@@ -38,14 +39,16 @@ end
 
 --- `require` for our modules: those of the script's are loaded as for jobs.
 local function require_inside(name)
-  local is_ours = not worker or modules[name] ~= nil
-  return (is_ours and loader.require or worker.require)(name)
+  if worker and modules[name] == nil then return worker.require(name) end
+  return loader.require(name)
 end
 
---- Where a job has put another field, that stays.
-function base.fill(stand_in, module)
-  for name, field in next, module do
-    if rawget(stand_in, name) == nil then stand_in[name] = field end
+--- Puts the fields of `msys` or `thread` into the table that stands for it, and gives that. Where a job has put
+--- another, that stays.
+function base.fill(name, module)
+  local stand_in = base[name]
+  for key, field in next, module do
+    if rawget(stand_in, key) == nil then stand_in[key] = field end
   end
   return stand_in
 end
