@@ -27,7 +27,7 @@ local COMMANDS = {
 }
 
 --- What is measured. `less` is better, or more; `second` names the second figure of those that have two; `pinned` has
---- all on one core; `peers` are those that can do it; what two processes do that have nothing in common is the `bound`.
+--- all on one core; `peers` are those that can do it; `bound`: with what `BOUNDS` say.
 local ROWS = {
   {
     row = "closures",
@@ -147,8 +147,21 @@ end
 
 --- By row, figure (1 or 2) and peer: all that was measured.
 local figures = {}
----@type table<string, number[]>
-local bounds = { numeric = {}, tables = {} }
+--- What else is measured of the rows of two workers' speed-up: by command, what is said of it and all figures by row.
+local BOUNDS = {
+  {
+    command = "luajit bench/peers/processes.lua %s",
+    what = "Two processes of plain LuaJIT with nothing in common, half of the jobs each, against one",
+    numeric = {},
+    tables = {},
+  },
+  {
+    command = "luajit bench/peers/msys.lua %s unguarded",
+    what = "msys with a pool of `interruptible = false`, whose compiled code has no guards",
+    numeric = {},
+    tables = {},
+  },
+}
 for place, row in ipairs(ROWS) do
   figures[place] = { {}, {} }
   if not wanted or wanted[row.row] then
@@ -163,9 +176,9 @@ for place, row in ipairs(ROWS) do
           end
         end
       end
-      if row.bound then
-        local bound = tonumber(read("luajit bench/peers/processes.lua " .. row.row))
-        if bound then table.insert(bounds[row.row], bound) end
+      for _, bound in ipairs(row.bound and BOUNDS or {}) do
+        local figure = tonumber(read(bound.command:format(row.row)))
+        if figure then table.insert(bound[row.row], figure) end
       end
       io.stderr:write(("\rbench: %s, round %d of %d   "):format(row.what, round, rounds))
     end
@@ -214,14 +227,17 @@ for place, row in ipairs(ROWS) do
   end
 end
 
-if #bounds.numeric > 0 and #bounds.tables > 0 then
+if not wanted then say "\nIn the same rounds:\n" end
+for _, bound in ipairs(BOUNDS) do
   local texts = {}
   for _, row in ipairs { "numeric", "tables" } do
-    local middle, least, most = measure.median(bounds[row])
-    texts[#texts + 1] = ("%s (%s to %s)"):format(short(middle), short(least), short(most))
+    if #bound[row] > 0 then
+      local middle, least, most = measure.median(bound[row])
+      local what = row == "numeric" and "numeric" or "table-heavy"
+      texts[#texts + 1] = ("%s %s (%s to %s)"):format(what, short(middle), short(least), short(most))
+    end
   end
-  say "\nTwo processes of plain LuaJIT with nothing in common, half of the jobs each, in the same rounds, against one:"
-  say("numeric %s times as fast, table-heavy %s times.", texts[1], texts[2])
+  if #texts > 0 then say("- %s: %s.", bound.what, table.concat(texts, ", ")) end
 end
 
 local table_text = table.concat(lines, "\n") .. "\n"

@@ -237,6 +237,46 @@ describe("a pool object", function()
   end)
 end)
 
+describe("a worker's memory for large tables", function()
+  it("is used again by the next job, and goes back to the system when there is none", function()
+    local out, err = helper.script [[
+      local msys = require "msys"
+      --- Fields of /proc/self/stat, which are numbers, behind the name.
+      local function stat(place)
+        local file = io.open "/proc/self/stat"
+        local rest = file:read("*a"):match "%) . (.*)"
+        file:close()
+        local fields = {}
+        for field in rest:gmatch "%S+" do
+          fields[#fields + 1] = tonumber(field)
+        end
+        return fields[place - 3]
+      end
+      local function faults() return stat(10) end
+      local function resident() return stat(24) * 4 end
+      local pool = msys.threadpool.create { name = "Large", concurrency = 1 }
+      local function job()
+        local list = {}
+        for i = 1, 350000 do list[i] = i end
+        return #list
+      end
+      for _ = 1, 5 do assert(msys.runInPool(pool, job)) end
+      local before = faults()
+      for _ = 1, 20 do assert(msys.runInPool(pool, job)) end
+      -- Each table is of 4 MiB, 1,024 pages.
+      local taken = (faults() - before) / 20
+      print(taken < 200 and "used again" or taken .. " page faults a job")
+      local most, deadline = resident(), os.time() + 20
+      repeat
+        msys.sleep(0.05)
+      until most - resident() > 6000 or os.time() > deadline
+      print(most - resident() > 6000 and "given back" or most - resident() .. " KiB given back")
+      print(msys.runInPool(pool, job))
+    ]]
+    assert.same({ "used again\ngiven back\ntrue\t350000\n", "" }, { out, err })
+  end)
+end)
+
 describe("what is refused:", function()
   --- Calls `fn(...)` and gives what it raised, without the place, which has to be the line of the call in here.
   local function raised(fn, ...)

@@ -8,7 +8,8 @@
 //! blocks are kept. Sizes between [`LEAST`] and [`MOST`] are rounded up to a few classes, so that any block of a class
 //! serves any request of it; what is beyond a request is not touched, and so is no memory. LuaJIT's collector goes by
 //! small steps, of which a job that is sent a string of a MiB makes few: [`Memory::is_short`] says when so much is
-//! garbage that it had better be collected at once.
+//! garbage that it had better be collected at once. What is kept counts for the limit, and is given back before anything
+//! is refused; so is all of it when the worker has slept for a while ([`Memory::release`]).
 //!
 //! **The limit.** What would exceed it is refused, and LuaJIT raises "not enough memory". It says so without collecting
 //! garbage first: [`Memory::settle`] tells that the worker has done that. Until then there is a reserve, so that the
@@ -32,7 +33,7 @@ const _: () = assert!(LEAST.is_power_of_two(), "two sizes are compared with it a
 /// The smallest that is not: beyond this LuaJIT moves mapped pages when a block grows, which is better.
 const MOST: usize = 16 << 20;
 /// How much may be kept.
-const KEPT: usize = 8 << 20;
+const KEPT: usize = 16 << 20;
 
 /// Asked where the limit is met, by the VM's thread: whether compiled code asks, which is now going to raise "not enough
 /// memory" by itself.
@@ -120,21 +121,35 @@ impl Memory {
     pub unsafe fn remove(&self, state: *mut lua_State) {
         // SAFETY: the VM's own allocator, which has given all the blocks.
         unsafe {
-            for (size, block) in self.kept.borrow_mut().drain(..) {
-                (self.inner)(self.inner_data, block, size, 0);
-            }
+            self.release();
             ffi::lua_setallocf(state, self.inner, self.inner_data);
         }
     }
 
+    /// Whether there are blocks to be used again.
+    pub fn keeps(&self) -> bool {
+        self.kept_size.get() > 0
+    }
+
+    /// Gives those back to the system.
+    pub fn release(&self) {
+        for (size, block) in self.kept.borrow_mut().drain(..) {
+            // SAFETY: a block of that size, which the VM's allocator has given and nobody uses; the memory is of one
+            // thread.
+            unsafe { (self.inner)(self.inner_data, block, size, 0) };
+        }
+        self.kept_size.set(0);
+    }
+
     /// Whether garbage had better be collected before the next job begins: most of the limit is used, and much more
-    /// than was left the last time; or large blocks have come in use that are more than all that was left, and nearly
-    /// all that are kept.
+    /// than was left the last time; or large blocks have come in use that are more than all that was left, and with
+    /// those that are kept already nearly as much as may be: more would be lost, and had from the system again.
     #[inline]
     pub fn is_short(&self) -> bool {
         let (used, live) = (self.used.get(), self.live.get());
         let large = self.large.get().saturating_sub(self.live_large.get());
-        large > (KEPT / 4 * 3).max(live) || used > self.limit / 4 * 3 && used > live.saturating_add(self.limit / 16)
+        let fills = large + self.kept_size.get() > KEPT / 4 * 3;
+        fills && large > (KEPT / 4).max(live) || used > self.limit / 4 * 3 && used > live.saturating_add(self.limit / 16)
     }
 
     /// Whether there is a limit, and what may be garbage is a good part of it.
@@ -160,11 +175,16 @@ impl Memory {
     #[inline]
     fn allows(&self, more: usize) -> bool {
         let wanted = self.used.get().saturating_add(more);
-        wanted <= self.limit || self.allows_beyond(wanted, more)
+        wanted.saturating_add(self.kept_size.get()) <= self.limit || self.allows_beyond(wanted, more)
     }
 
     #[cold]
     fn allows_beyond(&self, wanted: usize, more: usize) -> bool {
+        // What is kept is the VM's, too.
+        self.release();
+        if wanted <= self.limit {
+            return true;
+        }
         let limit = self.limit.saturating_add(self.extra.get());
         if wanted <= limit {
             return true;
@@ -205,7 +225,8 @@ impl Memory {
         let class = class_of(size);
         self.large.set(self.large.get().saturating_sub(class));
         let mut kept = self.kept.borrow_mut();
-        if self.kept_size.get() + class <= KEPT {
+        // The block counts as used until it is given.
+        if self.kept_size.get() + class <= KEPT && self.used.get().saturating_add(self.kept_size.get()) <= self.limit {
             self.kept_size.set(self.kept_size.get() + class);
             if kept.capacity() == 0 {
                 kept.reserve_exact(KEPT / LEAST);

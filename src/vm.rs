@@ -858,7 +858,7 @@ impl Vm {
             let inbox = self.inbox();
             match &self.worker {
                 Some(worker) => {
-                    match worker.idle(&inbox, self.load(), timeout) {
+                    match worker.idle(&inbox, self.load(), timeout, self.memory.as_deref()) {
                         Turn::End => return Next::End,
                         Turn::Stop => return Next::Stop,
                         Turn::Again => {}

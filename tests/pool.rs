@@ -41,7 +41,7 @@ fn echo(worker: Box<Worker>) {
                 worker.job_ended(Duration::ZERO, true);
                 job::deliver(job, true);
             }
-            None if worker.idle(&inbox, Load::default(), None) == Turn::End => return,
+            None if worker.idle(&inbox, Load::default(), None, None) == Turn::End => return,
             None => {}
         }
     }

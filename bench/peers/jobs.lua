@@ -21,9 +21,9 @@ jobs.COUNT = {
 --- Some 5 ms of arithmetic, compiled: points of the Mandelbrot set.
 function jobs.numeric(seed)
   local inside = 0
-  for y = 0, 59 do
-    for x = 0, 59 do
-      local cr, ci = -2 + x / 20, -1.5 + y / 20 + seed * 1e-9
+  for y = 0, 134 do
+    for x = 0, 134 do
+      local cr, ci = -2 + x / 45, -1.5 + y / 45 + seed * 1e-9
       local zr, zi, steps = 0, 0, 0
       while steps < 500 and zr * zr + zi * zi < 4 do
         zr, zi, steps = zr * zr - zi * zi + cr, 2 * zr * zi + ci, steps + 1
@@ -34,9 +34,9 @@ function jobs.numeric(seed)
   return inside
 end
 
---- Some 5 ms with a table of 200,000 numbers, made anew in each job: primes.
+--- Some 5 ms with a table of 350,000 entries, made anew in each job: primes.
 function jobs.tables(seed)
-  local limit = 200000 + seed % 2
+  local limit = 350000 + seed % 2
   local is_composite, count = {}, 0
   for i = 1, limit do
     is_composite[i] = false

@@ -7,7 +7,13 @@ local thread = require "thread"
 
 local now, must, COUNT = measure.now, measure.must, jobs.COUNT
 local SCHED = msys.core.ECTP_COMPLETE_CALLBACK_SCHED
-local pool = msys.threadpool.create { name = "bench", concurrency = jobs.WORKERS, backlog = 2 ^ 20 }
+-- `unguarded` behind the row: compiled code has no guards, by which it can be stopped.
+local pool = msys.threadpool.create {
+  name = "bench",
+  concurrency = jobs.WORKERS,
+  backlog = 2 ^ 20,
+  interruptible = arg[2] ~= "unguarded",
+}
 
 local function tiny(count)
   local done, started = 0, now()

@@ -10,6 +10,7 @@ use std::{
 use super::{Own, Pool, RUNNING, STOPPING, Seat, stats};
 use crate::{
     job::{Inbox, Job, Station},
+    memory::Memory,
     sleep::{Class, Rank},
     waker::{self, Patience, SPINS, Wait},
 };
@@ -21,6 +22,9 @@ const OUTSIDE_FIRST: u32 = 61;
 /// Every so many looks at its inbox and the injector, a worker that is about to sleep looks at the others' queues: about
 /// every two microseconds, since that takes a lock for readers, and lines that their owners write.
 const GLANCE: u32 = 64;
+
+/// For how long a worker sleeps before it gives back the memory that it keeps for jobs.
+const KEEP_FOR: Duration = Duration::from_secs(1);
 
 /// What a worker with nothing to run does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,8 +181,9 @@ impl Worker {
     }
 
     /// Nothing to run: sleeps until there is a job, an event in `inbox`, or `timeout` is over. While a
-    /// core is free for it, it looks for a while before.
-    pub fn idle(&self, inbox: &Inbox, load: Load, timeout: Option<Duration>) -> Turn {
+    /// core is free for it, it looks for a while before. Memory that is kept for jobs goes back to the system once it
+    /// has slept for a while.
+    pub fn idle(&self, inbox: &Inbox, load: Load, timeout: Option<Duration>, memory: Option<&Memory>) -> Turn {
         if self.must_end(load.sessions) {
             return Turn::End;
         }
@@ -235,7 +240,16 @@ impl Worker {
         }
         // Events come by the same waker; timers end the wait. No signal reaches a worker.
         let begun = Instant::now();
-        let _: Wait = inbox.mailbox.waker().wait(timeout);
+        match memory.filter(|memory| memory.keeps() && timeout.is_none_or(|timeout| timeout > KEEP_FOR)) {
+            None => {
+                let _: Wait = inbox.mailbox.waker().wait(timeout);
+            }
+            Some(memory) => {
+                if inbox.mailbox.waker().wait(Some(KEEP_FOR)) == Wait::TimedOut {
+                    memory.release();
+                }
+            }
+        }
         self.patience.slept(begun.elapsed());
         self.searching.set(sleep.woken(self.index));
         Turn::Again
