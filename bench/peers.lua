@@ -227,7 +227,7 @@ for place, row in ipairs(ROWS) do
   end
 end
 
-if not wanted then say "\nIn the same rounds:\n" end
+if #BOUNDS[1].numeric + #BOUNDS[1].tables > 0 then say "\nIn the same rounds:\n" end
 for _, bound in ipairs(BOUNDS) do
   local texts = {}
   for _, row in ipairs { "numeric", "tables" } do

@@ -125,6 +125,21 @@ describe("a job that uses more than memory_limit", function()
     end)
   end)
 
+  it("is not one that fits when what the last has left is collected", function()
+    for _, sizes in ipairs { { 12, 7 }, { 20, 11 }, { 9, 5.25 }, { 24, 13 } } do
+      local limit, size = sizes[1] * MIB, sizes[2] * MIB
+      with_pool({ concurrency = 1, memory_limit = limit }, function(pool)
+        for i = 1, 6 do
+          local text = string.char(64 + i):rep(size + i)
+          local ok, got = msys.runInPool(pool, function()
+            return #text
+          end)
+          assert.same({ true, size + i }, { ok, got }, ("of %g MiB, job %d"):format(sizes[1], i))
+        end
+      end)
+    end
+  end)
+
   it("need not be the one that has left the garbage", function()
     with_pool({ memory_limit = 8 * MIB }, function(pool)
       for _ = 1, helper.times(200) do

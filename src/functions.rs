@@ -674,17 +674,25 @@ pub unsafe extern "C-unwind" fn write_dump(
     0
 }
 
-/// Pushes a chunk: from its bytecode, which the first to come makes of the source; without what debuggers and
-/// tracebacks know of it, if it is to be `bare`. Whether that has gone well; else the error is on top.
+/// Whether a chunk has lines and names of locals, for tracebacks and debuggers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// It has.
+    With,
+    /// It takes less memory.
+    Without,
+}
+
+/// Pushes a chunk: from its bytecode, which the first to come makes of the source. Whether that has gone well; else the
+/// error is on top.
 ///
 /// # Safety
-/// Six free slots. If it is to be bare, in protected mode, and nobody has replaced `string.dump`; else nothing is
-/// raised.
+/// Six free slots. Without names, in protected mode, and nobody has replaced `string.dump`; else nothing is raised.
 pub unsafe fn load_chunk(
     state: *mut lua_State,
     chunk: &CStr,
     source: &str,
-    bare: bool,
+    names: Names,
     code: &OnceLock<Box<[u8]>>,
 ) -> bool {
     let load = |bytes: &[u8]| {
@@ -697,7 +705,7 @@ pub unsafe fn load_chunk(
     if !load(source.as_bytes()) {
         return false;
     }
-    if bare {
+    if names == Names::Without {
         // SAFETY: five values, which are taken off. LuaJIT's API has no function for this; nothing with a destructor is
         // live where it may raise.
         unsafe {
@@ -708,10 +716,10 @@ pub unsafe fn load_chunk(
             ffi::lua_pushvalue(state, top);
             ffi::lua_pushboolean(state, 1);
             ffi::lua_call(state, 2, 1);
-            code.get_or_init(|| string_at(state, -1).into());
-            ffi::lua_settop(state, top);
+            let code = code.get_or_init(|| string_at(state, -1).into());
+            ffi::lua_settop(state, top - 1);
+            return load(code);
         }
-        return true;
     }
     let mut dump: Vec<u8> = Vec::new();
     // SAFETY: a function is on top, and the buffer is ours. It catches what it raises.

@@ -58,9 +58,20 @@ pub struct Memory {
     live_large: Cell<usize>,
     /// The limit was met, and no garbage has been collected since.
     is_pressed: Cell<bool>,
-    /// Blocks by class, and how much they are together.
-    kept: RefCell<Vec<(usize, *mut c_void)>>,
+    /// Blocks to be used again, and how much they are together.
+    kept: RefCell<Vec<Kept>>,
     kept_size: Cell<usize>,
+    /// How often garbage was collected by [`Memory::is_short`].
+    collections: Cell<usize>,
+}
+
+/// A block that nobody uses.
+#[derive(Debug)]
+struct Kept {
+    class: usize,
+    block: *mut c_void,
+    /// How often garbage had been collected when it was freed.
+    freed: usize,
 }
 
 /// The size that a request of `size` bytes gets: powers of two, and three steps between them.
@@ -100,6 +111,7 @@ impl Memory {
             is_pressed: Cell::new(false),
             kept: RefCell::default(),
             kept_size: Cell::new(0),
+            collections: Cell::new(0),
         });
         // SAFETY: the function is for this data; what was allocated before is freed by the same inner allocator.
         unsafe { ffi::lua_setallocf(state, allocate, Rc::as_ptr(&memory).cast_mut().cast()) };
@@ -133,23 +145,36 @@ impl Memory {
 
     /// Gives those back to the system.
     pub fn release(&self) {
-        for (size, block) in self.kept.borrow_mut().drain(..) {
-            // SAFETY: a block of that size, which the VM's allocator has given and nobody uses; the memory is of one
-            // thread.
-            unsafe { (self.inner)(self.inner_data, block, size, 0) };
-        }
-        self.kept_size.set(0);
+        self.release_if(|_| true);
     }
 
-    /// Whether garbage had better be collected before the next job begins: most of the limit is used, and much more
-    /// than was left the last time; or large blocks have come in use that are more than all that was left, and with
-    /// those that are kept already nearly as much as may be: more would be lost, and had from the system again.
+    /// The same for some.
+    fn release_if(&self, is_over: impl Fn(&Kept) -> bool) {
+        self.kept.borrow_mut().retain(|kept| {
+            let is_over = is_over(kept);
+            if is_over {
+                self.kept_size.set(self.kept_size.get() - kept.class);
+                // SAFETY: a block of that size, which the VM's allocator has given and nobody uses; the memory is of one
+                // thread.
+                unsafe { (self.inner)(self.inner_data, kept.block, kept.class, 0) };
+            }
+            !is_over
+        });
+    }
+
+    /// Whether garbage had better be collected before the next job begins. Under a limit, where a quarter of it may be
+    /// garbage, or less where most of it is used. Else where large blocks have come in use that are more than all that
+    /// was left, and with those that are kept already nearly as much as may be: more would be lost, and had from the
+    /// system again.
     #[inline]
     pub fn is_short(&self) -> bool {
         let (used, live) = (self.used.get(), self.live.get());
         let large = self.large.get().saturating_sub(self.live_large.get());
         let fills = large + self.kept_size.get() > KEPT / 4 * 3;
-        fills && large > (KEPT / 4).max(live) || used > self.limit / 4 * 3 && used > live.saturating_add(self.limit / 16)
+        let garbage = used.saturating_sub(live);
+        fills && large > (KEPT / 4).max(live)
+            || garbage > self.limit / 4
+            || used > self.limit / 4 * 3 && garbage > self.limit / 16
     }
 
     /// Whether there is a limit, and what may be garbage is a good part of it.
@@ -168,6 +193,7 @@ impl Memory {
         self.extra.set(0);
         self.live.set(self.used.get());
         self.live_large.set(self.large.get());
+        self.collections.set(self.collections.get() + 1);
         self.used.get() > self.limit - self.limit / 16
     }
 
@@ -206,10 +232,10 @@ impl Memory {
     unsafe fn take(&self, size: usize) -> *mut c_void {
         let class = class_of(size);
         let mut kept = self.kept.borrow_mut();
-        let block = match kept.iter().rposition(|(other, _)| *other == class) {
+        let block = match kept.iter().rposition(|kept| kept.class == class) {
             Some(place) => {
                 self.kept_size.set(self.kept_size.get() - class);
-                kept.swap_remove(place).1
+                kept.swap_remove(place).block
             }
             // SAFETY: the VM's own allocator is asked for a new block.
             None => unsafe { (self.inner)(self.inner_data, null_mut(), 0, class) },
@@ -224,14 +250,19 @@ impl Memory {
     unsafe fn give(&self, block: *mut c_void, size: usize) {
         let class = class_of(size);
         self.large.set(self.large.get().saturating_sub(class));
-        let mut kept = self.kept.borrow_mut();
+        if self.kept_size.get() + class > KEPT {
+            // What no job has used since the collection before the last is not going to be asked for.
+            let collections = self.collections.get();
+            self.release_if(|kept| kept.freed + 1 < collections);
+        }
         // The block counts as used until it is given.
         if self.kept_size.get() + class <= KEPT && self.used.get().saturating_add(self.kept_size.get()) <= self.limit {
             self.kept_size.set(self.kept_size.get() + class);
+            let mut kept = self.kept.borrow_mut();
             if kept.capacity() == 0 {
                 kept.reserve_exact(KEPT / LEAST);
             }
-            kept.push((class, block));
+            kept.push(Kept { class, block, freed: self.collections.get() });
         } else {
             // SAFETY: the block came from there.
             unsafe { (self.inner)(self.inner_data, block, class, 0) };

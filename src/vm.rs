@@ -26,7 +26,7 @@ use crate::{
     mailbox::{Mailbox, Taken},
     memory::Memory,
     origin::Origin,
-    pool::{Load, Pool, Turn, Worker},
+    pool::{Keeps, Load, Pool, Turn, Worker},
     reaper, registry,
     sleep::Rank,
     timer::Timers,
@@ -286,6 +286,18 @@ pub struct Limits {
     pub timeout: Option<(Instant, Duration)>,
     /// Cancelling this ends it.
     pub token: Option<Arc<handles::Token>>,
+}
+
+impl Keeps for Vm {
+    fn keeps(&self) -> bool {
+        let mut keeps = false;
+        self.each_memory(|memory| keeps |= memory.keeps());
+        keeps
+    }
+
+    fn release(&self) {
+        self.each_memory(Memory::release);
+    }
 }
 
 impl Vm {
@@ -858,7 +870,7 @@ impl Vm {
             let inbox = self.inbox();
             match &self.worker {
                 Some(worker) => {
-                    match worker.idle(&inbox, self.load(), timeout, self.memory.as_deref()) {
+                    match worker.idle(&inbox, self.load(), timeout, self) {
                         Turn::End => return Next::End,
                         Turn::Stop => return Next::Stop,
                         Turn::Again => {}
@@ -882,6 +894,16 @@ impl Vm {
                     return self.next_event().unwrap_or(Next::Nothing);
                 }
             }
+        }
+    }
+
+    /// Calls `act` with what keeps memory for jobs: of its own VM, and of that for isolated executions.
+    fn each_memory(&self, mut act: impl FnMut(&Memory)) {
+        if let Some(memory) = &self.memory {
+            act(memory);
+        }
+        if let Some(isolate) = &*self.isolate.borrow() {
+            act(isolate.memory());
         }
     }
 

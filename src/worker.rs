@@ -136,7 +136,7 @@ fn serve(
     let paths = registry::paths(config.paths);
     // An init is to run now, and what is loaded belongs to a limit of memory.
     let is_lazy = init.is_none() && config.memory_limit == usize::MAX && !registry::shares_globals();
-    let Some(vm) = open(state, worker, inbox, memory, paths.is_some()) else {
+    let Some(vm) = open(state, worker, inbox, memory, paths.as_deref()) else {
         return Err(("memory", "not enough memory".to_owned()));
     };
     let vm = place.insert(vm);
@@ -177,9 +177,9 @@ fn open(
     worker: Box<Worker>,
     inbox: Arc<Inbox>,
     memory: &Rc<Memory>,
-    has_paths: bool,
+    paths: Option<&registry::Paths>,
 ) -> Option<Box<Vm>> {
-    let mut libraries = Libraries { has_paths, functions: None };
+    let mut libraries = Libraries { has_paths: paths.is_some(), functions: None };
     // SAFETY: a new state of this thread. Almost all that is made till jobs run stays, so looking for garbage is in vain.
     unsafe {
         ffi::lua_gc(state, ffi::LUA_GCSTOP, 0);
@@ -292,7 +292,7 @@ unsafe extern "C-unwind" fn open_module(state: *mut lua_State) -> c_int {
         let main = ffi::lua_touserdata(state, ffi::lua_upvalueindex(2)).cast::<lua_State>();
         let lua = Lua::get_or_init_from_ptr(main);
         let opened = host::open_worker(lua, vm)
-            .and_then(|native| lua.set_named_registry_value("msys.native", native))
+            .and_then(|native| lua.set_named_registry_value(NATIVE.to_str().unwrap_or_default(), native))
             .map_err(|error| error.to_string());
         match opened {
             Ok(()) => {

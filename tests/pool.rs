@@ -12,7 +12,7 @@ use msys::{
     error::Error,
     job::{self, Inbox, Job, Kind, Mode, new_job},
     mailbox::Mailbox,
-    pool::{Config, Load, Pool, Turn, Worker},
+    pool::{Config, Keeps, Load, Pool, Turn, Worker},
     waker::Waker,
 };
 
@@ -22,6 +22,17 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// The ticket of a job that ends when four such jobs run.
 const MEET: u64 = u64::MAX;
 static ALL_FOUR: Barrier = Barrier::new(4);
+
+/// A worker's VM, which is not there.
+struct NoVm;
+
+impl Keeps for NoVm {
+    fn keeps(&self) -> bool {
+        false
+    }
+
+    fn release(&self) {}
+}
 
 /// A worker that ends each job at once, but for those that meet.
 #[allow(clippy::boxed_local, reason = "as the pool gives it")]
@@ -41,7 +52,7 @@ fn echo(worker: Box<Worker>) {
                 worker.job_ended(Duration::ZERO, true);
                 job::deliver(job, true);
             }
-            None if worker.idle(&inbox, Load::default(), None, None) == Turn::End => return,
+            None if worker.idle(&inbox, Load::default(), None, &NoVm) == Turn::End => return,
             None => {}
         }
     }

@@ -98,8 +98,9 @@ function native.tickets() end
 ---@return integer
 function native.completions(more) end
 
---- What Lua's own functions were when the VM was new, in the order of `fresh_names`; nil where they are still there.
----@return table<integer, function>?
+--- Lua's own functions as they were when the VM was new: the name of each library, and behind it the functions, each
+--- with the name of its field. Nil where they are still there.
+---@return (string|function)[]?
 function native.originals() end
 
 --- The next event: a kind and what belongs to it.

@@ -22,11 +22,12 @@ local globals = loaded._G
 ---@class msys.boot
 ---@field modules table<string, any>  those of ours that are loaded, whatever jobs do to `package.loaded`
 ---@field bundled table<string, fun(name: string): any>  what LuaJIT brings along and loads when it is first asked for
----@field require function  Lua's own
+---@field loaded table  `package.loaded`, whatever jobs put in its place
+---@field behind table  the metatable of the tables that stand for `msys` and `thread`
 ---@field is_loading boolean  the rest is being loaded
 ---@field also (function|string|false)[]  what is in the places of Lua's own functions, which other VMs have theirs in:
 ---function, library, field, and so on
-local boot = { modules = { ["msys.base"] = base }, bundled = {}, require = require, is_loading = false }
+local boot = { modules = { ["msys.base"] = base }, bundled = {}, loaded = package.loaded, is_loading = false }
 local modules = boot.modules
 modules["msys.boot"] = boot
 for name, module in pairs(modules) do
@@ -68,7 +69,7 @@ end
 boot.load_all = load_in_job
 
 --- Of the tables of `msys` and `thread`, which are filled when somebody asks for a field.
-local behind = {
+boot.behind = {
   __index = function(tbl, key)
     if boot.is_loading then return nil end
     load_in_job()
@@ -185,7 +186,7 @@ function boot.serve(co, turn)
 end
 
 for _, name in ipairs { "msys", "thread" } do
-  local stand_in = setmetatable({}, behind)
+  local stand_in = setmetatable({}, boot.behind)
   base[name], modules[name], loaded[name], globals[name] = stand_in, stand_in, stand_in, stand_in
 end
 globals.msys._OSTLS = base.ostls

@@ -5,10 +5,10 @@
 ---@type string, msys.boot, fun(name: string, ...): any
 local _, boot, open = ...
 
-local error, next, pairs, pcall, rawget = error, next, pairs, pcall, rawget
-local modules, bundled, lua_require = boot.modules, boot.bundled, boot.require
+local error, ipairs, next, pairs, pcall, rawget, rawset = error, ipairs, next, pairs, pcall, rawget, rawset
+local lua_require, setmetatable = require, setmetatable
+local modules, bundled, loaded = boot.modules, boot.bundled, boot.loaded
 local base = modules["msys.base"]
-local loaded = package.loaded
 
 -- As the scheduler, to which its stacks belong.
 jit.off(true, true)
@@ -43,12 +43,19 @@ local function require_inside(name)
   return loader.require(name)
 end
 
+--- What has been put into the tables that stand for `msys` and `thread`: table, key.
+---@type [table, any][]
+local filled = {}
+
 --- Puts the fields of `msys` or `thread` into the table that stands for it, and gives that. Where a job has put
 --- another, that stays.
 function base.fill(name, module)
   local stand_in = base[name]
   for key, field in next, module do
-    if rawget(stand_in, key) == nil then stand_in[key] = field end
+    if rawget(stand_in, key) == nil then
+      filled[#filled + 1] = { stand_in, key }
+      rawset(stand_in, key, field)
+    end
   end
   return stand_in
 end
@@ -74,6 +81,11 @@ if not ok then
       loaded[name], modules[name] = nil, nil
     end
   end
+  for _, place in ipairs(filled) do
+    rawset(place[1], place[2], nil)
+  end
+  setmetatable(modules.msys, boot.behind)
+  setmetatable(modules.thread, boot.behind)
   error(module, 0)
 end
 worker = module

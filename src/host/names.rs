@@ -7,7 +7,7 @@ use std::{
 
 use super::{text, vm};
 use crate::{
-    functions::{Environments, Name, load_chunk, write_dump},
+    functions::{Environments, Name, Names, load_chunk, write_dump},
     luajit::{
         CDATA_FILL, CDATA_PACK, CDATA_UNPACK, MODE_FUNCTION_OFF, ffi, lua_State, luaJIT_setmode, push_bytes, string_at,
     },
@@ -105,8 +105,7 @@ unsafe extern "C-unwind" fn scanned(state: *mut lua_State) -> c_int {
     0
 }
 
-/// What each source for `fresh_names` has given, of which there are two, that of `msys.names` first: a new VM is made
-/// once for it in the process.
+/// What each source for `fresh_names` has given, of which there are two: a new VM is made once for it in the process.
 static GIVEN: [OnceLock<(Vec<u8>, Vec<u8>)>; 2] = [const { OnceLock::new() }; 2];
 
 /// Registry name of a list of Lua's own functions: the name of each library, and behind it the functions, each with the
@@ -144,7 +143,7 @@ pub(super) unsafe fn note_originals(state: *mut lua_State) {
     static CODE: OnceLock<Box<[u8]>> = OnceLock::new();
     // SAFETY: what is pushed is called, or stored. What has a destructor is gone before that.
     unsafe {
-        if !load_chunk(state, c"=msys", LIST_ORIGINALS, true, &CODE) {
+        if !load_chunk(state, c"=msys", LIST_ORIGINALS, Names::Without, &CODE) {
             ffi::lua_error(state);
         }
         // It runs once.

@@ -143,6 +143,11 @@ struct Run<'a> {
 }
 
 impl Isolate {
+    /// What it keeps for the next execution.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     /// A new VM; `None` if there is no memory for one.
     pub fn new(limit: usize, arms: bool) -> Option<Box<Self>> {
         // SAFETY: no preconditions.

@@ -33,7 +33,7 @@ pub use config::{Config, MAX_WORKERS, Options, WhenFull, whole};
 use queues::{Own, Queues, Theirs};
 pub use stats::Stat;
 use stats::{Totals, WorkerStats};
-pub use worker::{Load, Turn, Worker};
+pub use worker::{Keeps, Load, Turn, Worker};
 
 use crate::{
     error::{Error, Result},

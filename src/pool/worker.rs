@@ -10,7 +10,6 @@ use std::{
 use super::{Own, Pool, RUNNING, STOPPING, Seat, stats};
 use crate::{
     job::{Inbox, Job, Station},
-    memory::Memory,
     sleep::{Class, Rank},
     waker::{self, Patience, SPINS, Wait},
 };
@@ -25,6 +24,14 @@ const GLANCE: u32 = 64;
 
 /// For how long a worker sleeps before it gives back the memory that it keeps for jobs.
 const KEEP_FOR: Duration = Duration::from_secs(1);
+
+/// A worker's VM, of which only this matters here.
+pub trait Keeps {
+    /// Whether it keeps memory for jobs.
+    fn keeps(&self) -> bool;
+    /// Gives that back to the system.
+    fn release(&self);
+}
 
 /// What a worker with nothing to run does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,7 +190,7 @@ impl Worker {
     /// Nothing to run: sleeps until there is a job, an event in `inbox`, or `timeout` is over. While a
     /// core is free for it, it looks for a while before. Memory that is kept for jobs goes back to the system once it
     /// has slept for a while.
-    pub fn idle(&self, inbox: &Inbox, load: Load, timeout: Option<Duration>, memory: Option<&Memory>) -> Turn {
+    pub fn idle(&self, inbox: &Inbox, load: Load, timeout: Option<Duration>, memory: &impl Keeps) -> Turn {
         if self.must_end(load.sessions) {
             return Turn::End;
         }
@@ -240,15 +247,10 @@ impl Worker {
         }
         // Events come by the same waker; timers end the wait. No signal reaches a worker.
         let begun = Instant::now();
-        match memory.filter(|memory| memory.keeps() && timeout.is_none_or(|timeout| timeout > KEEP_FOR)) {
-            None => {
-                let _: Wait = inbox.mailbox.waker().wait(timeout);
-            }
-            Some(memory) => {
-                if inbox.mailbox.waker().wait(Some(KEEP_FOR)) == Wait::TimedOut {
-                    memory.release();
-                }
-            }
+        if timeout.is_some_and(|timeout| timeout <= KEEP_FOR) || !memory.keeps() {
+            let _: Wait = inbox.mailbox.waker().wait(timeout);
+        } else if inbox.mailbox.waker().wait(Some(KEEP_FOR)) == Wait::TimedOut {
+            memory.release();
         }
         self.patience.slept(begun.elapsed());
         self.searching.set(sleep.woken(self.index));
