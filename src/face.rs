@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    functions::{Names, load_chunk},
+    functions::{DebugInfo, load_chunk},
     luajit::{ffi, lua_State, string_at},
 };
 
@@ -91,8 +91,8 @@ pub unsafe fn open(state: *mut lua_State) -> c_int {
         let name = string_at(state, 1);
         let mut modules = FACE.iter().zip(&CODE);
         let Some((module, code)) = modules.find(|(module, _)| module.name.as_bytes() == name) else { return 0 };
-        let names = if BARE.contains(&module.name) { Names::Without } else { Names::With };
-        if !load_chunk(state, module.chunk, module.source, names, code) {
+        let debug_info = if BARE.contains(&module.name) { DebugInfo::Stripped } else { DebugInfo::Kept };
+        if !load_chunk(state, module.chunk, module.source, debug_info, code) {
             ffi::lua_error(state);
         }
         ffi::lua_getfield_(state, ffi::LUA_REGISTRYINDEX, ENVIRONMENT.as_ptr());

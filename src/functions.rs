@@ -674,25 +674,53 @@ pub unsafe extern "C-unwind" fn write_dump(
     0
 }
 
-/// Whether a chunk has lines and names of locals, for tracebacks and debuggers.
+/// What `lua_dump` writes of the Lua function on top; nothing where it cannot.
+///
+/// # Safety
+/// As `push_closure`, a function on top. Nothing is raised.
+pub unsafe fn dump_of(state: *mut lua_State) -> Option<Vec<u8>> {
+    let mut dump: Vec<u8> = Vec::new();
+    // SAFETY: the buffer is ours. LuaJIT catches what it raises.
+    let status = unsafe { ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) };
+    (status == ffi::LUA_OK).then_some(dump)
+}
+
+/// The bytecode that LuaJIT makes of a source; nothing where it refuses it.
+///
+/// # Safety
+/// As `push_closure`. Nothing is raised, and nothing left on the stack.
+pub unsafe fn compile(state: *mut lua_State, source: &[u8]) -> Option<Vec<u8>> {
+    // SAFETY: the caller's promise; the function is taken off.
+    unsafe {
+        if !load(state, source) {
+            return None;
+        }
+        let dump = dump_of(state);
+        ffi::lua_settop(state, -2);
+        dump
+    }
+}
+
+/// What becomes of a chunk's debug information: lines and names of locals, for tracebacks and debuggers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Names {
-    /// It has.
-    With,
-    /// It takes less memory.
-    Without,
+pub enum DebugInfo {
+    /// It stays.
+    Kept,
+    /// It is left out, which takes less memory.
+    Stripped,
 }
 
 /// Pushes a chunk: from its bytecode, which the first to come makes of the source. Whether that has gone well; else the
 /// error is on top.
 ///
 /// # Safety
-/// Six free slots. Without names, in protected mode, and nobody has replaced `string.dump`; else nothing is raised.
+/// Six free slots. Where it is stripped, in protected mode, and nobody has replaced `string.dump`; else nothing is
+/// raised.
 pub unsafe fn load_chunk(
     state: *mut lua_State,
     chunk: &CStr,
     source: &str,
-    names: Names,
+    debug_info: DebugInfo,
     code: &OnceLock<Box<[u8]>>,
 ) -> bool {
     let load = |bytes: &[u8]| {
@@ -705,7 +733,7 @@ pub unsafe fn load_chunk(
     if !load(source.as_bytes()) {
         return false;
     }
-    if names == Names::Without {
+    if debug_info == DebugInfo::Stripped {
         // SAFETY: five values, which are taken off. LuaJIT's API has no function for this; nothing with a destructor is
         // live where it may raise.
         unsafe {
@@ -721,9 +749,8 @@ pub unsafe fn load_chunk(
             return load(code);
         }
     }
-    let mut dump: Vec<u8> = Vec::new();
-    // SAFETY: a function is on top, and the buffer is ours. It catches what it raises.
-    if unsafe { ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) } == ffi::LUA_OK {
+    // SAFETY: a function is on top.
+    if let Some(dump) = unsafe { dump_of(state) } {
         code.get_or_init(|| dump.into_boxed_slice());
     }
     true
@@ -740,16 +767,8 @@ unsafe fn template_for(code: &Code, state: *mut lua_State) -> Option<&'static Te
     if let Some(template) = slot.get() {
         return template.as_ref();
     }
-    // The VM's part is done before the slot is entered: it may raise, and a raise must not pass `OnceLock`.
-    let mut dump: Vec<u8> = Vec::new();
-    let source = template_source(upvalues);
-    // SAFETY: source and buffer live in this frame. Should one of the calls raise (out of memory), they leak or are
-    // dropped by the unwinder; neither is used again.
-    let loaded = unsafe {
-        ffi::luaL_loadbuffer(state, source.as_ptr().cast(), source.len(), c"=msys".as_ptr()) == ffi::LUA_OK
-            && ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) == 0
-    };
-    // SAFETY: takes the function or the message off.
-    unsafe { ffi::lua_settop(state, -2) };
-    slot.get_or_init(|| if loaded { Template::new(&dump) } else { None }).as_ref()
+    // The VM's part is done before the slot is entered, which nothing is to raise through.
+    // SAFETY: the caller's promise.
+    let dump = unsafe { compile(state, template_source(upvalues).as_ref()) };
+    slot.get_or_init(|| Template::new(&dump?)).as_ref()
 }

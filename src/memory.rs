@@ -61,7 +61,7 @@ pub struct Memory {
     /// Blocks to be used again, and how much they are together.
     kept: RefCell<Vec<Kept>>,
     kept_size: Cell<usize>,
-    /// How often garbage was collected by [`Memory::is_short`].
+    /// How often garbage was collected at once ([`Memory::settle`]).
     collections: Cell<usize>,
 }
 
@@ -258,11 +258,7 @@ impl Memory {
         // The block counts as used until it is given.
         if self.kept_size.get() + class <= KEPT && self.used.get().saturating_add(self.kept_size.get()) <= self.limit {
             self.kept_size.set(self.kept_size.get() + class);
-            let mut kept = self.kept.borrow_mut();
-            if kept.capacity() == 0 {
-                kept.reserve_exact(KEPT / LEAST);
-            }
-            kept.push(Kept { class, block, freed: self.collections.get() });
+            self.kept.borrow_mut().push(Kept { class, block, freed: self.collections.get() });
         } else {
             // SAFETY: the block came from there.
             unsafe { (self.inner)(self.inner_data, block, class, 0) };

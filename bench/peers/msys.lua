@@ -249,14 +249,12 @@ local rows = {
     msys.runInPool(waiting, function()
       go:receive()
     end, true)
-    collectgarbage()
     local before = jobs.resident()
     for i = 1, 100000 do
       msys.runInPool(waiting, function()
         return i
       end, true)
     end
-    collectgarbage()
     local bytes = (jobs.resident() - before) * 1024 / 100000
     go:close()
     msys.run()

@@ -12,6 +12,7 @@ local co_create, co_resume, co_status = coroutine.create, base.co_resume, base.c
 local error, pairs, ipairs, pcall, setmetatable, type = error, pairs, ipairs, pcall, setmetatable, type
 local collectgarbage, getfenv = collectgarbage, getfenv
 local gethook, sethook = debug.gethook, debug.sethook
+---@type table<any, any>
 local loaded = package.loaded
 
 -- As the scheduler, to which its stacks belong.
@@ -27,12 +28,10 @@ local globals = loaded._G
 ---@field is_loading boolean  the rest is being loaded
 ---@field also (function|string|false)[]  what is in the places of Lua's own functions, which other VMs have theirs in:
 ---function, library, field, and so on
-local boot = { modules = { ["msys.base"] = base }, bundled = {}, loaded = package.loaded, is_loading = false }
+local boot = { modules = { ["msys.base"] = base }, bundled = {}, loaded = loaded, is_loading = false }
 local modules = boot.modules
 modules["msys.boot"] = boot
-for name, module in pairs(modules) do
-  loaded[name] = module
-end
+loaded["msys.base"], loaded["msys.boot"] = base, boot
 for name, loader in pairs(package.preload) do
   boot.bundled[name] = loader
 end

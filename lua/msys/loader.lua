@@ -17,7 +17,10 @@ local loader = {}
 
 --- What there was before, and stays if something cannot be loaded.
 ---@type table<string, boolean?>
-local KEPT = { msys = true, thread = true, ["msys.base"] = true, ["msys.boot"] = true }
+local kept = {}
+for name in pairs(modules) do
+  kept[name] = true
+end
 
 --- Is set at the end.
 ---@type table?
@@ -77,7 +80,7 @@ boot.is_loading = false
 if not ok then
   -- So that the next to need it tries again.
   for name in pairs(modules) do
-    if not KEPT[name] then
+    if not kept[name] then
       loaded[name], modules[name] = nil, nil
     end
   end

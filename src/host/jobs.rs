@@ -17,6 +17,7 @@ use crate::{
     encode::{self, Back, Purpose, Refusal, Request},
     error::Error,
     handles::Future,
+    functions::dump_of,
     job::{Job, Kind, Mode, Sink},
     layout::View,
     luajit::{ffi, lua_State, push_bytes},
@@ -970,12 +971,10 @@ unsafe extern "C-unwind" fn globals_of(state: *mut lua_State) -> c_int {
     // SAFETY: a Lua function is dumped; the names are pushed while the buffer may leak, should memory run out.
     unsafe {
         ffi::lua_settop(state, 1);
-        let mut dump: Vec<u8> = Vec::new();
-        if ffi::lua_iscfunction(state, 1) != 0
-            || ffi::lua_dump_(state, crate::functions::write_dump, (&raw mut dump).cast()) != 0
-        {
+        if ffi::lua_iscfunction(state, 1) != 0 {
             return 0;
         }
+        let Some(dump) = dump_of(state) else { return 0 };
         let usage = Usage::of(&dump);
         ffi::lua_createtable(state, usage.globals.len() as c_int, 0);
         for (name, place) in usage.globals.iter().zip(1..) {

@@ -7,7 +7,7 @@ use std::{
 
 use super::{text, vm};
 use crate::{
-    functions::{Environments, Name, Names, load_chunk, write_dump},
+    functions::{DebugInfo, Environments, Name, compile, load_chunk},
     luajit::{
         CDATA_FILL, CDATA_PACK, CDATA_UNPACK, MODE_FUNCTION_OFF, ffi, lua_State, luaJIT_setmode, push_bytes, string_at,
     },
@@ -57,18 +57,15 @@ unsafe extern "C-unwind" fn set_cdata(state: *mut lua_State) -> c_int {
 /// `set_environment(behind, new, leave_out, known, kind_of, builtin)`: see `lua/msys/environment.lua`; `builtin()`
 /// gives the names of the globals that every VM has, and is called once in the process
 unsafe extern "C-unwind" fn set_environment(state: *mut lua_State) -> c_int {
-    // SAFETY: arguments by index. What may raise comes while no Rust value is live but the buffer, which would leak.
+    // SAFETY: arguments by index. What may raise comes while no Rust value is live.
     unsafe {
         let vm = vm(state);
         ffi::lua_settop(state, 6);
         if !usage::is_ready() {
             ffi::lua_call(state, 0, 1);
-            let mut dump: Vec<u8> = Vec::new();
-            let source = usage::OPCODES_SOURCE;
-            let loaded = ffi::luaL_loadbuffer(state, source.as_ptr().cast(), source.len(), c"=msys".as_ptr())
-                == ffi::LUA_OK
-                && ffi::lua_dump_(state, write_dump, (&raw mut dump).cast()) == 0;
-            if loaded && ffi::lua_type(state, 6) == ffi::LUA_TSTRING {
+            if let Some(dump) = compile(state, usage::OPCODES_SOURCE.as_ref())
+                && ffi::lua_type(state, 6) == ffi::LUA_TSTRING
+            {
                 usage::learn(&dump, string_at(state, 6));
             }
         }
@@ -112,8 +109,8 @@ static GIVEN: [OnceLock<(Vec<u8>, Vec<u8>)>; 2] = [const { OnceLock::new() }; 2]
 /// name of its field.
 const ORIGINALS: &CStr = c"msys.originals";
 
-/// The chunk that fills the list. A loop of its own over what there is: to ask for each field by its name takes three
-/// times as long, and so does a chunk that names them, which also leaves 3 KiB of garbage.
+/// The chunk that fills the list. One that names each function would be some microseconds faster, and leave 3 KiB of
+/// garbage in each worker.
 const LIST_ORIGINALS: &str = r#"
 local loaded, list, next, type = ...
 local count = 0
@@ -143,7 +140,7 @@ pub(super) unsafe fn note_originals(state: *mut lua_State) {
     static CODE: OnceLock<Box<[u8]>> = OnceLock::new();
     // SAFETY: what is pushed is called, or stored. What has a destructor is gone before that.
     unsafe {
-        if !load_chunk(state, c"=msys", LIST_ORIGINALS, Names::Without, &CODE) {
+        if !load_chunk(state, c"=msys", LIST_ORIGINALS, DebugInfo::Stripped, &CODE) {
             ffi::lua_error(state);
         }
         // It runs once.
@@ -196,7 +193,8 @@ pub(super) unsafe fn push_pristine(state: *mut lua_State) {
                     ffi::lua_createtable(state, 0, 16);
                     ffi::lua_pushvalue(state, -2);
                     ffi::lua_rawget_(state, loaded);
-                    set_behind(state, -2);
+                    // Above the name.
+                    set_behind(state, library + 2);
                     ffi::lua_pushvalue(state, -2);
                     ffi::lua_pushvalue(state, -2);
                     ffi::lua_rawset(state, all);
@@ -216,7 +214,6 @@ pub(super) unsafe fn push_pristine(state: *mut lua_State) {
 unsafe fn set_behind(state: *mut lua_State, at: c_int) {
     // SAFETY: the caller's promise.
     unsafe {
-        let at = if at < 0 { ffi::lua_gettop(state) + 1 + at } else { at };
         ffi::lua_createtable(state, 0, 1);
         ffi::lua_insert(state, -2);
         ffi::lua_setfield(state, -2, c"__index".as_ptr());
