@@ -4,6 +4,7 @@ local helper = require "spec.helper"
 local msys = require "msys"
 local native = require "msys.native"
 local thread = require "thread"
+local threads = require "spec.threads"
 
 local describe, it, _, after_each, assert = helper.busted()
 local eventually, must, with_pool = helper.eventually, helper.must, helper.with_pool
@@ -147,15 +148,18 @@ describe("a timeout", function()
         msys.sleep(1000)
       end,
     }
-    for what, wait in pairs(waits) do
-      local ok, err, info = msys.runInPool("CPU", function()
-        for _ = 1, 10 do
-          pcall(wait)
-        end
-        return "not stopped"
-      end, { timeout = 0.05 })
-      assert.same({ what, false, "timeout" }, { what, ok, info and info.kind or err })
-    end
+    local errors = helper.catching(function()
+      for what, wait in pairs(waits) do
+        local ok, err, info = msys.runInPool("CPU", function()
+          for _ = 1, 10 do
+            pcall(wait)
+          end
+          return "not stopped"
+        end, { timeout = 0.05 })
+        assert.same({ what, false, "timeout" }, { what, ok, info and info.kind or err })
+      end
+    end, 1)
+    assert.matches("^msys: the lock named 'deadlines' was still locked", errors[1].err)
     gate:close()
     assert(holder:wait())
     -- What the jobs waited for was ended with them.
@@ -192,34 +196,55 @@ describe("a timeout", function()
   end)
 
   it("releases the job's locks, and says so", function()
-    local errors = helper.catching(function(errors)
-      for _, job in ipairs {
-        function(lock)
-          lock:lock()
+    with_pool({ name = "guardless", interruptible = false }, function(guardless)
+      local jobs = {
+        ["in a wait"] = function()
           msys.sleep(1000)
         end,
-        function(lock)
-          lock:lock()
+        ["in code"] = function()
           while true do
           end
         end,
-        -- In C, from where the worker does not come back before the locks are asked for.
-        function(lock)
-          lock:lock()
+        -- The worker does not come back before the locks are asked for.
+        ["in C"] = function()
           os.execute "sleep 1"
         end,
-      } do
-        local lock = thread.mutex()
-        local ok, _, info = msys.runInPool("IO", job, { args = { lock }, timeout = 0.05 })
-        assert.same({ false, "timeout" }, { ok, info.kind })
-        assert.is_true(lock:lock(0.9))
-        lock:unlock()
+        -- The worker never comes back.
+        ["in compiled code without guards"] = function()
+          while true do
+          end
+        end,
+      }
+      local locks = {}
+      local errors = helper.catching(function()
+        for what, job in pairs(jobs) do
+          local mutex, rwlock = thread.mutex(thread.MUTEX_RECURSIVE), thread.rwlock()
+          local pool = what:find "guards" and guardless or "IO"
+          local ok, _, info = msys.runInPool(pool, function()
+            mutex:lock()
+            mutex:lock()
+            rwlock:rdlock()
+            job()
+          end, { timeout = 0.05, name = what })
+          assert.same({ false, "timeout" }, { ok, info.kind })
+          assert.is_true(mutex:lock(0.9) and rwlock:wrlock(0.9))
+          mutex:unlock()
+          rwlock:unlock()
+          local report = (' was still locked when job %d "%s" of pool %s ended'):format(
+            info.job,
+            what,
+            type(pool) == "string" and pool or pool.name
+          )
+          locks[mutex], locks[rwlock] = report, report
+        end
+      end, 8)
+      assert.equal(8, #errors)
+      for lock, text in pairs(locks) do
+        local report = assert.is_table(threads.report_of(errors, lock))
+        assert.matches(text, report.err, 1, true)
+        assert.equal("error", report.info.kind)
       end
-      eventually(function()
-        return #errors >= 2
-      end)
     end)
-    assert.matches("was still locked when job %d+ of pool IO ended, and is released", errors[1].err)
   end)
 
   it("is reported for a job that nobody waits for, and goes to its completion", function()

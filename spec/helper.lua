@@ -259,15 +259,29 @@ function helper.in_sessions(count, fn)
   end, "the end of all sessions")
 end
 
+--- What was reported outside of any `helper.catching`: a failure that its test is to catch, or that comes too late.
+local uncaught = {}
+if not native.is_worker then
+  msys.onError(function(err, info)
+    uncaught[#uncaught + 1] = info.traceback or tostring(err)
+  end)
+end
+
 --- Runs `fn` with an `msys.onError` that keeps what it gets, and sets the old one again.
 ---@param fn fun(errors: { err: any, info: table }[])  the list grows as failures are reported
+---@param count? integer  how many reports to wait for after `fn`; some may be under way when what they are of is over
 ---@return { err: any, info: table }[]
-function helper.catching(fn)
+function helper.catching(fn, count)
   local errors = {}
   local old = msys.onError(function(err, info)
     errors[#errors + 1] = { err = err, info = info }
   end)
   local ok, err = pcall(fn, errors)
+  if ok and count then
+    ok, err = pcall(helper.eventually, function()
+      return #errors >= count
+    end, "the reports")
+  end
   msys.onError(old)
   if not ok then error(err, 0) end
   return errors
@@ -302,6 +316,11 @@ function helper.clean()
     return in_flight "CPU" + in_flight "IO" == 0
   end)
   if not ok then error(("leaked jobs: CPU has %d, IO %d"):format(in_flight "CPU", in_flight "IO"), 2) end
+  -- A job's reports come before it is counted as done.
+  msys.poll()
+  local reports = table.concat(uncaught, "\n")
+  uncaught = {}
+  if reports ~= "" then error("reported, and not caught: " .. reports, 2) end
   local now = { pools = msys.threadpool.count() }
   now.sessions, now.completions = unfinished()
   local before = leaked

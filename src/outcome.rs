@@ -4,8 +4,8 @@
 
 use crate::wire::{self, Message, tag};
 
-/// Makes `message` the outcome `false, text, {kind=, pool=, job=, traceback=}`.
-pub fn failure(message: &mut Message, text: &str, traceback: &str, kind: &str, pool: &str, job: u64) {
+/// Makes `message` the outcome `false, text, {kind=, pool=, job=, traceback=}`, without the job if it is of none.
+pub fn failure(message: &mut Message, text: &str, traceback: &str, kind: &str, job: Option<(&str, u64)>) {
     message.clear();
     let out = &mut Vec::new();
     out.extend(wire::HEAD);
@@ -14,16 +14,18 @@ pub fn failure(message: &mut Message, text: &str, traceback: &str, kind: &str, p
     string(out, text);
     out.push(tag::TABLE);
     out.extend(0u32.to_le_bytes());
-    out.extend(4u32.to_le_bytes());
+    out.extend(if job.is_some() { 4u32 } else { 2 }.to_le_bytes());
     string(out, "traceback");
     string(out, traceback);
     string(out, "kind");
     string(out, kind);
-    string(out, "pool");
-    string(out, pool);
-    string(out, "job");
-    out.push(tag::NUMBER);
-    out.extend((job as f64).to_le_bytes());
+    if let Some((pool, id)) = job {
+        string(out, "pool");
+        string(out, pool);
+        string(out, "job");
+        out.push(tag::NUMBER);
+        out.extend((id as f64).to_le_bytes());
+    }
     message.take_bytes(out);
 }
 

@@ -369,12 +369,12 @@ impl Stopping {
         // It may use a core for ever: others go first.
         // SAFETY: no pointers; on Linux a thread has a niceness of its own.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, self.station.tid().cast_unsigned(), 19) };
-        let session = match &self.target {
-            Target::Job(control) => control.session.load(Ordering::Acquire),
-            Target::All => 0,
+        let job = match &self.target {
+            Target::Job(control) => Some(&**control),
+            Target::All => None,
         };
         if let Some(keeper) = self.station.keeper() {
-            keeper.abandon(&self.station, session);
+            keeper.abandon(&self.station, job);
         }
     }
 

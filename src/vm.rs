@@ -123,11 +123,11 @@ impl HeldLock {
         had
     }
 
-    /// What it is called.
-    fn name(&self) -> String {
+    /// What it is for those that wait.
+    pub fn held(&self) -> &dyn Held {
         match self {
-            Self::Mutex(mutex) => mutex.name(),
-            Self::RwLock(lock) => lock.name(),
+            Self::Mutex(mutex) => &**mutex,
+            Self::RwLock(lock) => &**lock,
         }
     }
 }
@@ -435,7 +435,7 @@ impl Vm {
         }
     }
 
-    /// A session has ended: gives the names of the locks that it still had, which are released.
+    /// A session has ended: releases the locks that it still had, and gives what is to be reported.
     pub fn end_session(&self, session: Session) -> Vec<String> {
         let mut left = Vec::new();
         loop {
@@ -444,11 +444,13 @@ impl Vm {
             let (_, lock) = locks.remove(place);
             drop(locks);
             if lock.abandon(session) {
-                left.push(lock.name());
+                left.push(lock);
             }
         }
-        handles::order().forget(session);
-        left
+        let mut order = handles::order();
+        let texts = left.iter().map(|lock| handles::left_locked(lock.held(), order.name_of(session))).collect();
+        order.forget(session);
+        texts
     }
 
     /// What tells the wait of a ticket from those of other VMs.
@@ -482,7 +484,7 @@ impl Vm {
         Left::Undone
     }
 
-    /// This VM's sessions are gone, with what they had and waited for.
+    /// This VM's sessions are gone, with what they had and waited for. What a worker's had is reported.
     pub fn end_sessions(&self) {
         let tickets: Vec<u64> = self.awaited.borrow().keys().copied().collect();
         for ticket in tickets {
@@ -490,8 +492,19 @@ impl Vm {
         }
         let sessions: FxHashSet<Session> = self.locks.borrow().iter().map(|(session, _)| *session).collect();
         for session in sessions {
-            self.end_session(session);
+            let left = self.end_session(session);
+            let Some(host) = self.reports_to(self.slot_of(session)) else { continue };
+            left.iter().for_each(|text| job::report_text(&host, text));
         }
+    }
+
+    /// The slot of the job that has this session, if it is known.
+    fn slot_of(&self, session: Session) -> Option<usize> {
+        let is_its = |running: &Running| {
+            let control = running.job.value.rare().control.as_ref();
+            control.is_some_and(|control| control.session.load(Ordering::Acquire) == session)
+        };
+        self.running.borrow().iter().position(|running| running.as_ref().is_some_and(is_its))
     }
 
     /// An empty parcel.
@@ -1197,10 +1210,7 @@ impl Vm {
 
     /// The host in whose name the job in `slot` works, or this VM.
     pub fn host_of(&self, slot: Option<usize>) -> Arc<Inbox> {
-        let running = self.running.borrow();
-        let parent = slot.and_then(|slot| running.get(slot)?.as_ref()).and_then(|running| running.job.value.host().cloned());
-        drop(running);
-        parent.or_else(|| self.root.borrow().clone()).unwrap_or_else(|| self.inbox())
+        self.reports_to(slot).unwrap_or_else(|| self.inbox())
     }
 
     /// A number for a session, unique in the process.
@@ -1258,8 +1268,9 @@ impl Vm {
         controls.flat_map(|control| control.children()).collect()
     }
 
-    /// Ends all jobs in progress, with their VM.
+    /// Ends all jobs in progress, with their VM. Who waits for one is to find its locks free.
     pub fn fail_running(&self, kind: &str, text: &str) {
+        self.end_sessions();
         let slots = self.running.borrow().len();
         for slot in 0..slots {
             self.fail(slot, kind, text);
@@ -1309,20 +1320,18 @@ impl Vm {
         deliver(job, ok);
     }
 
-    /// Reports a failure (a message `false, error, info`) that nobody waits for, to the host of the job in `slot`.
-    pub fn report(&self, slot: Option<usize>, message: Message) {
+    /// The host in whose name a worker's job in `slot` works, or has worked last.
+    fn reports_to(&self, slot: Option<usize>) -> Option<Arc<Inbox>> {
         let running = self.running.borrow();
         let parent = slot.and_then(|slot| running.get(slot)?.as_ref());
-        let root = parent.and_then(|parent| parent.job.value.host().cloned()).or_else(|| self.root.borrow().clone());
-        drop(running);
-        let Some(root) = root else { return };
-        if root.mailbox.is_closed() {
-            return;
+        parent.and_then(|parent| parent.job.value.host().cloned()).or_else(|| self.root.borrow().clone())
+    }
+
+    /// Reports a failure (a message `false, error, info`) that nobody waits for, to the host of the job in `slot`.
+    pub fn report(&self, slot: Option<usize>, message: Message) {
+        if let Some(host) = self.reports_to(slot) {
+            job::report(&host, message);
         }
-        let mut job = new_job();
-        job.value.kind = Kind::Report;
-        job.value.message = message;
-        root.mailbox.push(job);
     }
 
     /// The pool's admission, with this VM's exemptions.

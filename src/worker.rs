@@ -109,7 +109,6 @@ fn settle_estate(vm: *mut std::ffi::c_void, text: &str) {
     let vm = unsafe { &*vm.cast::<Vm>() };
     let children = vm.children();
     vm.fail_running("killed", text);
-    vm.end_sessions();
     vm.inbox().mailbox.close();
     for child in children {
         reaper::stop(&child, Cause::Parent(Stop { kind: "killed", text: text.into() }));

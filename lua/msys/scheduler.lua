@@ -264,12 +264,10 @@ end
 --- Releases the locks that a session has, and reports them: it has ended.
 ---@param session msys.Session
 local function release_locks(session)
-  local name = name_of(session)
   local left = native.end_session(session.number --[[@as integer]])
   session.number = nil
   owner.session = (current or main).number or 0
-  for _, lock in ipairs(left or {}) do
-    local text = ("msys: %s was still locked when %s ended, and is released"):format(lock, name)
+  for _, text in ipairs(left or {}) do
     report(text, { kind = "error", traceback = text })
   end
 end

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::{Alive, Knock, Wait, kind};
 use crate::{
-    job::{Cause, Control, Inbox, Kind, Sink, new_job},
+    job::{self, Cause, Control, Inbox, Sink},
     locks::Wake,
     reaper,
     sync::Mutex,
@@ -161,10 +161,7 @@ impl Drop for Future {
             && !inner.observed
             && let Ok(outcome) = Arc::try_unwrap(outcome)
         {
-            let mut report = new_job();
-            report.value.kind = Kind::Report;
-            report.value.message = outcome;
-            self.root.mailbox.push(report);
+            job::report(&self.root, outcome);
         }
     }
 }

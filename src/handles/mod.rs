@@ -30,7 +30,7 @@ pub use token::Token;
 
 use crate::{
     job::{Inbox, signal},
-    locks::{self, Session, Waits, Wake},
+    locks::{self, Held, Session, Waits, Wake},
     sync,
 };
 
@@ -141,10 +141,15 @@ pub fn new_rwlock() -> Arc<RwLock> {
     lock
 }
 
-/// Releases all locks that a session has, which will not do it itself; 0 is none.
-pub fn release(session: Session) {
+/// What is reported of a lock that a session had when it ended.
+pub fn left_locked(lock: &dyn Held, session: &str) -> String {
+    format!("msys: {} was still locked when {session} ended, and is released", lock.name())
+}
+
+/// Releases all locks that a session has, which will not do it itself, and gives what is to be reported; 0 is none.
+pub fn release(session: Session) -> Vec<String> {
     if session == 0 {
-        return;
+        return Vec::new();
     }
     let (mut mutexes, mut rwlocks) = (Vec::new(), Vec::new());
     for lock in &LOCKS.lock().0 {
@@ -154,15 +159,22 @@ pub fn release(session: Session) {
         }
     }
     let mut order = order();
+    let name = order.name_of(session).to_owned();
     let mut knocks: Vec<Knock> = Vec::new();
+    let mut left = Vec::new();
     for mutex in &mutexes {
-        knocks.extend(mutex.lock.abandon(&mut order, session).0);
+        let (knock, had) = mutex.lock.abandon(&mut order, session);
+        knocks.extend(knock);
+        left.extend(had.then(|| left_locked(&**mutex, &name)));
     }
     for lock in &rwlocks {
-        knocks.extend(lock.lock.abandon(&mut order, session).0);
+        let (all, had) = lock.lock.abandon(&mut order, session);
+        knocks.extend(all);
+        left.extend(had.then(|| left_locked(&**lock, &name)));
     }
     drop(order);
     knocks.into_iter().for_each(Wake::wake);
+    left
 }
 
 type Named = FxHashMap<Box<[u8]>, Weak<Mutex>>;

@@ -105,21 +105,14 @@ impl HeldLock {
         }
     }
 
-    fn holders(&self, waits: &mut Waits) -> Vec<Session> {
-        match self {
-            Self::Mutex(mutex) => mutex.holders(waits),
-            Self::RwLock(lock) => lock.holders(waits),
-        }
-    }
-
     /// Its name, and whose it is, in words.
     fn describe(&self) -> (String, String) {
         let mut waits = handles::order();
-        let holders = self.holders(&mut waits);
+        let holders = self.held().holders(&mut waits);
         let names: Vec<String> = holders.iter().map(|holder| waits.name_of(*holder).to_owned()).collect();
         drop(waits);
         let held = if names.is_empty() { "free".to_owned() } else { format!("locked by {}", names.join(", ")) };
-        (self.as_held().name(), held)
+        (self.held().name(), held)
     }
 }
 
@@ -162,7 +155,7 @@ unsafe extern "C-unwind" fn new_session(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `end_session(session)` → a list of the names of the locks that it still had, or nothing
+/// `end_session(session)` → a list of what is to be reported of locks that it still had, or nothing
 unsafe extern "C-unwind" fn end_session(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
@@ -171,8 +164,8 @@ unsafe extern "C-unwind" fn end_session(state: *mut lua_State) -> c_int {
             return 0;
         }
         ffi::lua_createtable(state, left.len() as c_int, 0);
-        for (name, place) in left.iter().zip(1..) {
-            push_bytes(state, name.as_bytes());
+        for (text, place) in left.iter().zip(1..) {
+            push_bytes(state, text.as_bytes());
             ffi::lua_rawseti_(state, -2, place);
         }
         1
@@ -402,7 +395,7 @@ unsafe extern "C-unwind" fn unlock(state: *mut lua_State) -> c_int {
             HeldLock::Mutex(mutex) => mutex.lock.unlock(&mut waits, session),
             HeldLock::RwLock(lock) => lock.lock.unlock(&mut waits, session),
         };
-        let has_still = lock.holders(&mut waits).contains(&session);
+        let has_still = lock.held().holders(&mut waits).contains(&session);
         drop(waits);
         match unlocked {
             Unlocked::Yes(knocks) => {

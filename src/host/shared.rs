@@ -530,7 +530,7 @@ unsafe extern "C-unwind" fn failed_future(state: *mut lua_State) -> c_int {
         let (text, pool) = (text(state, 1).unwrap_or_default(), text(state, 2).unwrap_or_default());
         let future = Future::new(vm.host_of(None), 0);
         let mut message = Message::default();
-        outcome::failure(&mut message, &text, &text, "shutdown", &pool, 0);
+        outcome::failure(&mut message, &text, &text, "shutdown", Some((&pool, 0)));
         future.end(message, false);
         push_new(state, future);
     }

@@ -29,9 +29,9 @@ use crate::{outcome, sync::Mutex};
 pub trait Keeper: Send + Sync {
     /// A queued job was ended, and will not be begun.
     fn left_queue(self: Arc<Self>);
-    /// The worker of this station is stuck in a C call on behalf of the session, and another is to take its place:
-    /// whether one does.
-    fn abandon(self: Arc<Self>, station: &Station, session: u64) -> bool;
+    /// The worker of this station is stuck in a C call on behalf of this job, if it is to be stopped alone, and another
+    /// is to take its place: whether one does.
+    fn abandon(self: Arc<Self>, station: &Station, job: Option<&Control>) -> bool;
     /// The worker of this station is no more, and has not said so itself.
     fn lost(self: Arc<Self>, station: &Station);
 }
@@ -69,6 +69,12 @@ struct Address {
     sink: Option<Arc<dyn Sink>>,
 }
 
+impl Address {
+    fn host(&self) -> Option<&Arc<Inbox>> {
+        self.root.as_ref().or(self.reply.as_ref())
+    }
+}
+
 #[derive(Debug)]
 enum State {
     Queued,
@@ -80,6 +86,8 @@ enum State {
 struct Inner {
     state: State,
     address: Option<Address>,
+    /// The host in whose name it runs, where somebody else than its worker has ended it.
+    host: Option<Arc<Inbox>>,
     /// It counts as one in the pool's queue.
     is_counted: bool,
     /// The jobs that it waits for, to be stopped with it.
@@ -154,7 +162,13 @@ impl Control {
             pool: Arc::clone(pool),
             name: parcel.rare().name.clone(),
             keeper,
-            inner: Mutex::new(Inner { state: State::Queued, address: Some(address), is_counted: true, children: Vec::new() }),
+            inner: Mutex::new(Inner {
+                state: State::Queued,
+                address: Some(address),
+                host: None,
+                is_counted: true,
+                children: Vec::new(),
+            }),
         })
     }
 
@@ -166,6 +180,12 @@ impl Control {
     /// The job's id.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The host in whose name it runs, until its worker has ended it.
+    pub fn host(&self) -> Option<Arc<Inbox>> {
+        let inner = self.inner.lock();
+        inner.address.as_ref().and_then(Address::host).or(inner.host.as_ref()).cloned()
     }
 
     /// Who has its queue.
@@ -306,6 +326,7 @@ impl Control {
         let address = inner.address.take()?;
         let stop = self.stop()?;
         inner.state = State::Ended;
+        inner.host = address.host().cloned();
         let mut job = new_job();
         let parcel = &mut job.value;
         parcel.kind = Kind::Outcome;
@@ -321,7 +342,7 @@ impl Control {
         // Its worker may still read what was lent to it.
         rare.early = true;
         rare.sink = address.sink;
-        outcome::failure(&mut parcel.message, &stop.text, &stop.text, stop.kind, &self.pool, self.id);
+        outcome::failure(&mut parcel.message, &stop.text, &stop.text, stop.kind, Some((&self.pool, self.id)));
         Some(job)
     }
 }
@@ -351,7 +372,7 @@ mod tests {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
 
-        fn abandon(self: Arc<Self>, _: &Station, _: u64) -> bool {
+        fn abandon(self: Arc<Self>, _: &Station, _: Option<&Control>) -> bool {
             false
         }
 

@@ -1,7 +1,7 @@
 //! The way of an outcome to whoever awaits it.
 
-use super::{Job, Kind, Mode};
-use crate::outcome;
+use super::{Inbox, Job, Kind, Mode, new_job};
+use crate::{outcome, wire::Message};
 
 /// Brings an ended job's outcome (its message) to whoever awaits it, unless somebody has ended the job before.
 pub fn deliver(mut job: Job, ok: bool) {
@@ -37,6 +37,21 @@ pub fn deliver(mut job: Job, ok: bool) {
 /// Ends a job with a failure that no Lua made.
 pub fn fail(mut job: Job, pool: &str, kind: &str, text: &str, traceback: &str) {
     let id = job.value.id;
-    outcome::failure(&mut job.value.message, text, traceback, kind, pool, id);
+    outcome::failure(&mut job.value.message, text, traceback, kind, Some((pool, id)));
     deliver(job, false);
+}
+
+/// Reports a failure (a message `false, error, info`) that nobody waits for.
+pub fn report(host: &Inbox, message: Message) {
+    let mut job = new_job();
+    job.value.kind = Kind::Report;
+    job.value.message = message;
+    host.mailbox.push(job);
+}
+
+/// Reports what no Lua has found.
+pub fn report_text(host: &Inbox, text: &str) {
+    let mut message = Message::default();
+    outcome::failure(&mut message, text, text, "error", None);
+    report(host, message);
 }

@@ -18,7 +18,7 @@ use std::{
 };
 
 pub use control::{Cause, Control, Keeper, Stop, Todo, request};
-pub use deliver::{deliver, fail};
+pub use deliver::{deliver, fail, report, report_text};
 pub use station::{Place, Station};
 
 use crate::{

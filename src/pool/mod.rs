@@ -38,7 +38,7 @@ pub use worker::{Keeps, Load, Turn, Worker};
 use crate::{
     error::{Error, Result},
     handles,
-    job::{Inbox, Job, Keeper, Station, Stop, fail, signal},
+    job::{Control, Inbox, Job, Keeper, Station, Stop, fail, report_text, signal},
     reaper, signals,
     sleep::{Rank, Sleep, Wake},
     sync::{Condvar, Mutex, RwLock},
@@ -545,8 +545,13 @@ impl Keeper for Pool {
         self.taken();
     }
 
-    fn abandon(self: Arc<Self>, station: &Station, session: u64) -> bool {
-        handles::release(session);
+    fn abandon(self: Arc<Self>, station: &Station, job: Option<&Control>) -> bool {
+        if let Some(job) = job {
+            let left = handles::release(job.session.load(Ordering::Acquire));
+            if let Some(host) = job.host() {
+                left.iter().for_each(|text| report_text(&host, text));
+            }
+        }
         // A worker that ends gives up its seat first, and is counted out after.
         let seats = self.seats.read();
         let seat = seats.get(station.index).and_then(Option::as_ref);
