@@ -347,6 +347,9 @@ describe("of several futures,", function()
     local fut, release = held "CPU"
     local failed, good = msys.submit("CPU", failing "bad"), msys.submit("CPU", same, 1, nil, 3, nil)
     assert.same(pack(true, 3, 1, nil, 3, nil), pack(msys.any { fut, failed, good }))
+    eventually(function()
+      return failed:status() == "failed"
+    end)
     msys.submit("CPU", release, "value")
     assert.same(pack(true, 2, "value"), pack(msys.any { failed, fut }))
   end)
