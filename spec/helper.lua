@@ -272,6 +272,9 @@ end
 ---@param count? integer  how many reports to wait for after `fn`; some may be under way when what they are of is over
 ---@return { err: any, info: table }[]
 function helper.catching(fn, count)
+  -- What earlier tests have left is theirs.
+  collectgarbage()
+  msys.poll()
   local errors = {}
   local old = msys.onError(function(err, info)
     errors[#errors + 1] = { err = err, info = info }
