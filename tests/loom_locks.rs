@@ -114,18 +114,27 @@ impl Guarded {
         }
     }
 
-    /// A session that waits ends.
+    /// A session ends, which may have it or wait for it.
     fn abandon(&self, me: Session) {
         let (wake, _) = self.within(|waits| self.mutex.abandon(waits, me));
         wake.into_iter().for_each(Wake::wake);
     }
 
     fn unlock(&self, me: Session) {
-        if !self.mutex.unlock_fast(me) {
-            match self.within(|waits| self.mutex.unlock(waits, me)) {
-                Unlocked::Yes(wakes) => wakes.into_iter().for_each(Wake::wake),
-                Unlocked::NotHeld(_) => panic!("it is mine"),
+        assert!(self.unlock_if_held(me), "it is mine");
+    }
+
+    /// Unlocks, unless the session has it no more.
+    fn unlock_if_held(&self, me: Session) -> bool {
+        if self.mutex.unlock_fast(me) {
+            return true;
+        }
+        match self.within(|waits| self.mutex.unlock(waits, me)) {
+            Unlocked::Yes(wakes) => {
+                wakes.into_iter().for_each(Wake::wake);
+                true
             }
+            Unlocked::NotHeld(_) => false,
         }
     }
 
@@ -217,6 +226,30 @@ fn a_session_that_ends_while_it_waits_leaves_the_mutex_to_the_others() {
                 shared.abandon(me);
                 return;
             }
+            shared.lock(me, &bell);
+            shared.add();
+            shared.unlock(me);
+        });
+        assert_eq!(guarded.value(), 2);
+        assert_eq!(guarded.mutex.holder(), None);
+    });
+}
+
+#[test]
+fn a_mutex_that_is_released_in_its_owners_place_has_one_owner() {
+    model(3, || {
+        let guarded = Guarded::new();
+        assert!(guarded.mutex.lock_fast(4));
+        let shared = Arc::clone(&guarded);
+        in_threads(3, move |me| {
+            if me == 1 {
+                shared.abandon(4);
+                return;
+            } else if me == 2 {
+                // It comes back from C at just that moment.
+                shared.unlock_if_held(4);
+            }
+            let bell = Bell::new();
             shared.lock(me, &bell);
             shared.add();
             shared.unlock(me);

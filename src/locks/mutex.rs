@@ -5,7 +5,7 @@
 //! | word | means | who changes it |
 //! |---|---|---|
 //! | 0 | free | anyone, by an exchange to their number |
-//! | owner | held, nobody waits | the owner, by an exchange to 0; who begins to wait adds `CONTENDED`, under the order |
+//! | owner | held, nobody waits | the owner, by an exchange to 0; who begins to wait, or releases it in the owner's place, adds `CONTENDED`, under the order |
 //! | owner + `CONTENDED` | held, some wait | the owner, under the order |
 //! | `CONTENDED` | free, some wait | anyone, under the order |
 
@@ -211,9 +211,16 @@ impl<W: Wake> Mutex<W> {
     /// A session is gone: if it has the mutex, or waits for it, it does no more. Gives what to wake, and whether it had
     /// it.
     pub fn abandon(&self, waits: &mut Waits, session: Session) -> (Option<W>, bool) {
-        if self.holder() == Some(session) {
-            self.depth.store(0, Ordering::Relaxed);
-            return (self.pass_on(waits), true);
+        let mut word = self.word.load(Ordering::Relaxed);
+        while word & !CONTENDED == session {
+            // The session may be another thread's, and just about to unlock it: the mark keeps the fast way from it.
+            match self.word.compare_exchange(word, word | CONTENDED, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => {
+                    self.depth.store(0, Ordering::Relaxed);
+                    return (self.pass_on(waits), true);
+                }
+                Err(current) => word = current,
+            }
         }
         let place = self.queue.get(waits).iter().position(|waiter| waiter.session == session);
         (place.and_then(|place| self.leave(waits, place)), false)
