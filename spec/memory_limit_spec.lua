@@ -2,6 +2,8 @@
 
 local helper = require "spec.helper"
 local msys = require "msys"
+local thread = require "thread"
+local threads = require "spec.threads"
 
 local describe, it, _, after_each, assert = helper.busted()
 local with_pool = helper.with_pool
@@ -352,6 +354,39 @@ describe("a message that does not fit into memory_limit", function()
     end)
   end)
 
+  it("is one for what it waits for, and releases the job's locks, and says so", function()
+    with_pool({ memory_limit = 8 * MIB }, function(pool)
+      local text, channel = ("x"):rep(16 * MIB), thread.channel()
+      local function long()
+        return ("x"):rep(16 * 2 ^ 20)
+      end
+      for what, wait in pairs {
+        channel = function()
+          return channel:receive()
+        end,
+        future = function()
+          return msys.submit("CPU", long):wait()
+        end,
+      } do
+        local mutex = thread.mutex()
+        channel:send(text)
+        local errors = helper.catching(function()
+          local ok, err, info = msys.runInPool(pool, function()
+            mutex:lock()
+            msys.yield()
+            return wait()
+          end)
+          assert.same({ what, false, "memory" }, { what, ok, info and info.kind or err })
+          assert.is_true(mutex:trylock())
+        end, 1)
+        mutex:unlock()
+        assert.is_table(threads.report_of(errors, mutex))
+        assert.equal(1, #errors)
+        channel:tryreceive()
+      end
+    end)
+  end)
+
   it("is one for a long string, too", function()
     with_pool({ memory_limit = 8 * MIB }, function(pool)
       local text = ("0123456789abcdef"):rep(2 ^ 20)
@@ -376,6 +411,98 @@ describe("a message that does not fit into memory_limit", function()
         end)
       end)
       assert.same({ "not enough memory", "memory" }, { errors[1].err, errors[1].info.kind })
+    end)
+  end)
+end)
+
+describe("a job that fills its worker's memory to the brim, and then waits,", function()
+  after_each(helper.clean)
+
+  --- Leaves room for some small values, and waits in many ways. Needs less than others know of to go on.
+  local function fill_and_wait(seed, mutex, channel)
+    local state = seed + 1
+    local function random(most)
+      state = state * 16807 % 2147483647
+      return state % most + 1
+    end
+    for _ = 1, 5 do
+      random(2)
+    end
+    if random(2) == 1 then msys.yield() end
+    mutex:lock()
+    local list, count, least, size = nil, 0, random(128) + 8, 2 ^ 16
+    local reserve = ("z"):rep(random(20000))
+    while size > least do
+      pcall(function()
+        while true do
+          list = { list, ("x"):rep(size) .. count }
+          count = count + #reserve
+        end
+      end)
+      size = size / 2
+    end
+    reserve = nil
+    collectgarbage()
+    local waits = {
+      msys.yield,
+      function()
+        msys.sleep(0)
+      end,
+      function()
+        msys.sleep(0.0001)
+      end,
+      function()
+        channel:send(1)
+        channel:receive()
+      end,
+      function()
+        msys.runInPool("CPU", function() end)
+      end,
+      function()
+        msys.submit("CPU", function() end):wait()
+      end,
+      function()
+        table.sort({ 2, 1 }, function(a, b)
+          msys.yield()
+          return a < b
+        end)
+      end,
+      function()
+        coroutine.wrap(function()
+          msys.yield()
+        end)()
+      end,
+    }
+    for i = 1, random(60) do
+      local wait = waits[random(#waits)]
+      if random(4) == 1 then
+        pcall(wait)
+      else
+        wait()
+      end
+      list = { list, i }
+    end
+    return random(2) == 1 and error("failed", 0) or count
+  end
+
+  it("ends, and so do others; its lock is released, and reported once", function()
+    with_pool({ memory_limit = 2 * MIB }, function(pool)
+      local allowed = { ["not enough memory"] = "memory", failed = "error" }
+      for seed = 1, helper.times(200) do
+        local mutex, channel = thread.mutex(), thread.channel()
+        local errors = helper.catching(function()
+          local ok, err, info =
+            msys.runInPool(pool, fill_and_wait, { args = { seed, mutex, channel }, timeout = helper.LIMIT })
+          assert.same({ seed, ok or allowed[err] }, { seed, ok or info.kind })
+          assert.is_true(mutex:lock(helper.LIMIT))
+        end, 1)
+        assert.equal(1, #errors)
+        assert.is_table(threads.report_of(errors, mutex))
+        mutex:unlock()
+      end
+      assert.same({ true, 7 }, { msys.runInPool(pool, function()
+        return 7
+      end) })
     end)
   end)
 end)

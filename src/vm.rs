@@ -493,7 +493,13 @@ impl Vm {
         let sessions: FxHashSet<Session> = self.locks.borrow().iter().map(|(session, _)| *session).collect();
         for session in sessions {
             let left = self.end_session(session);
-            let Some(host) = self.reports_to(self.slot_of(session)) else { continue };
+            self.report_left(self.slot_of(session), &left);
+        }
+    }
+
+    /// Reports what a worker's session has left, which was the job in `slot`.
+    pub fn report_left(&self, slot: Option<usize>, left: &[String]) {
+        if let Some(host) = self.reports_to(slot) {
             left.iter().for_each(|text| job::report_text(&host, text));
         }
     }

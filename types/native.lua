@@ -334,9 +334,11 @@ function native.clock() end
 ---@return integer session
 function native.new_session(name, slot) end
 
+--- Releases the locks that a session has; in a worker, that is reported too.
 ---@param session integer
----@return string[]? left  the names of the locks that it still had
-function native.end_session(session) end
+---@param slot? integer  of the job that it is
+---@return string[]? left  what a host is to report
+function native.end_session(session, slot) end
 
 ---@param kind integer
 ---@return thread.Mutex

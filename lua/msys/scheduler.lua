@@ -88,6 +88,8 @@ local report
 ---@field end_stopped fun(session: msys.Session)  ends a stopped job, whose session is not resumed
 ---@type msys.Jobs?
 local for_jobs
+--- The loop has raised for lack of memory with nothing in hand, and has not come through a turn since.
+local is_short = false
 --- What the loop has in hand: a session that it is about to resume, a job that it is about to begin. Should memory run
 --- out there, that is what is lost.
 ---@type msys.Session?, integer?
@@ -264,14 +266,24 @@ end
 --- Releases the locks that a session has, and reports them: it has ended.
 ---@param session msys.Session
 local function release_locks(session)
-  local left = native.end_session(session.number --[[@as integer]])
+  local left = native.end_session(session.number --[[@as integer]], session.slot)
   session.number = nil
   owner.session = (current or main).number or 0
-  for _, text in ipairs(left or {}) do
+  -- A worker's are reported already, without memory: it may have run out.
+  if not left then return end
+  for _, text in ipairs(left) do
     report(text, { kind = "error", traceback = text })
   end
 end
 scheduler.release_locks = release_locks
+
+--- Releases the locks of the job in `slot`, which memory has kept from ending: it may have been on its way from one
+--- session to another.
+local function release_job(session, slot)
+  local holder = slot and jobs[slot]
+  if holder and holder.number then release_locks(holder) end
+  if session and session.number then release_locks(session) end
+end
 
 --- Raises Ctrl-C where it was noted, in what runs the loop.
 local function check_interrupt()
@@ -328,11 +340,12 @@ local function resumed(session, previous, depth, ok, tag, ...)
   else
     -- Sessions protect what they run, so this is a failure of the scheduler's own, or of memory.
     native.unhook()
-    if session.number then release_locks(session) end
-    if session.counted then sessions = sessions - 1 end
     -- Its job is in hand until it has failed: a finalizer may raise in that, too.
-    if for_jobs and session.slot then
-      for_jobs.fail(session.slot, tag)
+    local slot = session.slot or slot_in_hand
+    release_job(session, slot)
+    if session.counted then sessions = sessions - 1 end
+    if for_jobs and slot then
+      for_jobs.fail(slot, tag)
     else
       report(scheduler.explain(tag))
     end
@@ -575,6 +588,21 @@ local function undecoded(err, pool, job)
   return { kind = kind, traceback = scheduler.text_of(err), pool = name, job = job }
 end
 
+--- Takes a session out of its wait, if it is in one.
+---@param session msys.Session
+---@return boolean
+local function leave_wait(session)
+  local ticket = session.ticket
+  if not ticket or waiting[ticket] ~= session then return false end
+  if ticket > ONCE then
+    waiting[ticket] = nil
+    native.leave(ticket, true)
+  else
+    waiting[ticket] = ABANDONED
+  end
+  return true
+end
+
 --- Ends the waits of a session, the present one and all to come: each raises `text`. The one place where that is done.
 ---@param session msys.Session
 ---@param text string
@@ -587,15 +615,7 @@ local function stop(session, text, kind)
     arrived[ticket] = { n = 1, STOPPED }
     return
   end
-  ticket = session.ticket
-  if not ticket or waiting[ticket] ~= session then return end
-  if ticket > ONCE then
-    waiting[ticket] = nil
-    native.leave(ticket, true)
-  else
-    waiting[ticket] = ABANDONED
-  end
-  resume(session, STOPPED)
+  if leave_wait(session) then resume(session, STOPPED) end
 end
 
 --- Stops all jobs of a worker, whose pool ends without waiting for them.
@@ -655,6 +675,25 @@ local function handle(kind, ...)
   return true
 end
 
+--- Drops the session of a job that waits; gives its slot, if there is one.
+local function drop_waiting()
+  for slot, session in pairs(jobs) do
+    if leave_wait(session) then
+      release_job(session, slot)
+      session.slot, jobs[slot] = nil, nil
+      return slot
+    end
+  end
+end
+
+--- Ends a job that waits, as those have all the memory and the loop needs some to go on; where none does, the worker.
+local function give_up_one(err)
+  local slot = drop_waiting()
+  if not slot then error(err, 0) end
+  ---@cast for_jobs msys.Jobs
+  for_jobs.fail(slot, err)
+end
+
 --- After an error in the loop itself: memory has run out. What it had in hand ends with that error.
 local function recover(previous, err)
   local session, slot = session_in_hand, slot_in_hand
@@ -663,16 +702,18 @@ local function recover(previous, err)
   if not previous then
     slot = slot or native.in_hand()
     -- Where that raised, its session is in hand.
-    if in_turn and in_turn.number then native.end_session(in_turn.number) end
+    if in_turn and in_turn.number then native.end_session(in_turn.number, in_turn.slot) end
     direct, in_turn = nil, nil
     set_tls(nil)
   end
   owner.session = (previous or main).number or 0
+  slot = session and session.slot or slot
+  release_job(session, slot)
   ---@cast for_jobs msys.Jobs
-  for_jobs.fail(session and session.slot or slot, err)
-  if session and session.number then
-    native.end_session(session.number)
-    session.number = nil
+  for_jobs.fail(slot, err)
+  if not (previous or slot or session) and err == "not enough memory" then
+    if is_short then give_up_one(err) end
+    is_short = true
   end
 end
 
@@ -1011,7 +1052,9 @@ end
 
 local function serve_turn()
   run_ready()
-  return (turn(first > last, TURN))
+  local goes_on = turn(first > last, TURN)
+  is_short = false
+  return goes_on
 end
 
 local function taken_on(ok, ...)

@@ -155,12 +155,17 @@ unsafe extern "C-unwind" fn new_session(state: *mut lua_State) -> c_int {
     }
 }
 
-/// `end_session(session)` → a list of what is to be reported of locks that it still had, or nothing
+/// `end_session(session, slot or nil)` → a list of what is to be reported of locks that it still had, or nothing. In a
+/// worker that is reported here, without Lua's memory, which may have run out.
 unsafe extern "C-unwind" fn end_session(state: *mut lua_State) -> c_int {
     // SAFETY: a C function of ours.
     unsafe {
-        let left = vm(state).end_session(session_at(state, 1));
-        if left.is_empty() {
+        let vm = vm(state);
+        let left = vm.end_session(session_at(state, 1));
+        if vm.worker.is_some() {
+            vm.report_left(slot_at(state, 2), &left);
+            return 0;
+        } else if left.is_empty() {
             return 0;
         }
         ffi::lua_createtable(state, left.len() as c_int, 0);

@@ -257,7 +257,7 @@ impl Control {
         let mut inner = self.inner.lock();
         let had_ended = matches!(inner.state, State::Ended);
         inner.state = State::Ended;
-        inner.address = None;
+        (inner.address, inner.host) = (None, None);
         !had_ended
     }
 
@@ -319,14 +319,17 @@ impl Control {
         if self.completes && !dead {
             return None;
         }
-        if matches!(inner.state, State::Running(..)) { self.end(&mut inner) } else { None }
+        if !matches!(inner.state, State::Running(..)) {
+            return None;
+        }
+        inner.host = inner.address.as_ref().and_then(Address::host).cloned();
+        self.end(&mut inner)
     }
 
     fn end(&self, inner: &mut Inner) -> Option<Job> {
         let address = inner.address.take()?;
         let stop = self.stop()?;
         inner.state = State::Ended;
-        inner.host = address.host().cloned();
         let mut job = new_job();
         let parcel = &mut job.value;
         parcel.kind = Kind::Outcome;

@@ -547,8 +547,10 @@ impl Keeper for Pool {
 
     fn abandon(self: Arc<Self>, station: &Station, job: Option<&Control>) -> bool {
         if let Some(job) = job {
+            // First, for it may come back meanwhile, and end.
+            let host = job.host();
             let left = handles::release(job.session.load(Ordering::Acquire));
-            if let Some(host) = job.host() {
+            if let Some(host) = host {
                 left.iter().for_each(|text| report_text(&host, text));
             }
         }
