@@ -318,11 +318,11 @@ function helper.clean()
   local ok = pcall(helper.eventually, function()
     return in_flight "CPU" + in_flight "IO" == 0
   end)
-  if not ok then error(("leaked jobs: CPU has %d, IO %d"):format(in_flight "CPU", in_flight "IO"), 2) end
-  -- A job's reports come before it is counted as done.
+  -- What a job has left is reported before it counts as done.
   msys.poll()
   local reports = table.concat(uncaught, "\n")
   uncaught = {}
+  if not ok then error(("leaked jobs: CPU has %d, IO %d"):format(in_flight "CPU", in_flight "IO"), 2) end
   if reports ~= "" then error("reported, and not caught: " .. reports, 2) end
   local now = { pools = msys.threadpool.count() }
   now.sessions, now.completions = unfinished()

@@ -106,16 +106,17 @@ local function interpret(program, graph, variable, global, call)
       or rawget(value, "runInPool")
     return not named and value
   end
-  --- The length of what has no holes, else nil: a table with holes has several.
+  --- The length of what has no holes, else nil: a table with holes has several. Keeps no key for the next turn, where
+  --- LuaJITs before July 2022 may compare it with a wrong one (spec/luajit/fused_next.lua).
   local function length(list)
-    local count, most = 0, 0
+    local count = 0
     for key in next, list do
-      if type(key) == "number" and key >= 1 and key % 1 == 0 then
-        count = count + 1
-        most = key > most and key or most
-      end
+      if type(key) == "number" and key >= 1 and key % 1 == 0 then count = count + 1 end
     end
-    return most == count and count or nil
+    for key in next, list do
+      if type(key) == "number" and key > count and key % 1 == 0 then return nil end
+    end
+    return count
   end
   local function rank(value)
     local kind = type(value)
