@@ -278,10 +278,10 @@ end
 scheduler.release_locks = release_locks
 
 --- Releases the locks of the job in `slot`, which memory has kept from ending: it may have been on its way from one
---- session to another.
+--- session to another. (What `jobs` has for a slot may have another by now: see `begin` in src/host/direct.rs.)
 local function release_job(session, slot)
   local holder = slot and jobs[slot]
-  if holder and holder.number then release_locks(holder) end
+  if holder and holder.slot == slot and holder.number then release_locks(holder) end
   if session and session.number then release_locks(session) end
 end
 
@@ -678,7 +678,7 @@ end
 --- Drops the session of a job that waits; gives its slot, if there is one.
 local function drop_waiting()
   for slot, session in pairs(jobs) do
-    if leave_wait(session) then
+    if session.slot == slot and leave_wait(session) then
       release_job(session, slot)
       session.slot, jobs[slot] = nil, nil
       return slot
@@ -818,6 +818,8 @@ local function deep_pump(ticket, kind, ...)
   end
   pumps = depth + 1
   touch()
+  -- It has begun: what fails from here on, on top of it, is not it.
+  session_in_hand, slot_in_hand = nil, nil
   if session.slot then jobs[session.slot] = session end
   local before = session.pumping
   session.pumping = ticket
@@ -883,6 +885,7 @@ end
 local function yield_in_place()
   local session = current
   touch()
+  session_in_hand, slot_in_hand = nil, nil
   if session and session.slot then jobs[session.slot] = session end
   run_ready()
   handle(next_event(false))

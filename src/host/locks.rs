@@ -429,16 +429,20 @@ unsafe extern "C-unwind" fn await_condition(state: *mut lua_State) -> c_int {
         let vm = vm(state);
         let Some(condition) = counted_at::<Condition>(state, 1, kind::CONDITION) else { return 0 };
         let (session, ticket) = (session_at(state, 2), ffi::lua_tonumber(state, 3) as u64);
-        if condition.mutex.lock.holder() != Some(session) {
-            let (name, held) = HeldLock::Mutex(Arc::clone(&condition.mutex)).describe();
-            drop(condition);
-            return refuse(state, format!("{name} ({held})"));
-        }
         let waiter = Waiter::new(session, Knock::new(vm.inbox(), ticket));
         let place = text(state, 4).map_or_else(String::new, |place| place.to_string());
         let lock: Arc<dyn Held> = Arc::<Mutex>::clone(&condition.mutex);
         let waiting = Waiting { lock, place, ancestors: ancestors_at(state, vm, 5) };
-        let knock = condition.lock.wait(&mut handles::order(), waiter, Some(waiting));
+        // Under the order, as it may be released in this session's place.
+        let mut order = handles::order();
+        if condition.mutex.lock.holder() != Some(session) {
+            drop(order);
+            let (name, held) = HeldLock::Mutex(Arc::clone(&condition.mutex)).describe();
+            drop((condition, waiter, waiting));
+            return refuse(state, format!("{name} ({held})"));
+        }
+        let knock = condition.lock.wait(&mut order, waiter, Some(waiting));
+        drop(order);
         knock.into_iter().for_each(Wake::wake);
         vm.forget_lock(session, Arc::as_ptr(&condition.mutex).cast());
         vm.awaited.borrow_mut().insert(ticket, Awaited::Condition(session, condition));
