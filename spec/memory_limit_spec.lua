@@ -418,7 +418,8 @@ end)
 describe("a job that fills its worker's memory to the brim, and then waits,", function()
   after_each(helper.clean)
 
-  --- Leaves room for some small values, and waits in many ways. Needs less than others know of to go on.
+  --- Leaves room for some small values, and waits in many ways. Draws its numbers as `helper.generator` does, but here:
+  --- with one that was sent to it, none of these jobs leaves the scheduler without memory.
   local function fill_and_wait(seed, mutex, channel)
     local state = seed + 1
     local function random(most)

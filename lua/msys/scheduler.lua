@@ -588,18 +588,24 @@ local function undecoded(err, pool, job)
   return { kind = kind, traceback = scheduler.text_of(err), pool = name, job = job }
 end
 
---- Takes a session out of its wait, if it is in one.
----@param session msys.Session
----@return boolean
-local function leave_wait(session)
-  local ticket = session.ticket
-  if not ticket or waiting[ticket] ~= session then return false end
+--- Ends a wait before what it waits for has come, which may come all the same: not for a ticket that is used once.
+---@param ticket integer
+local function abandon(ticket)
   if ticket > ONCE then
     waiting[ticket] = nil
     native.leave(ticket, true)
   else
     waiting[ticket] = ABANDONED
   end
+end
+
+--- Takes a session out of its wait, if it is in one.
+---@param session msys.Session
+---@return boolean
+local function leave_wait(session)
+  local ticket = session.ticket
+  if not ticket or waiting[ticket] ~= session then return false end
+  abandon(ticket)
   return true
 end
 
@@ -680,7 +686,7 @@ local function drop_waiting()
   for slot, session in pairs(jobs) do
     if session.slot == slot and leave_wait(session) then
       release_job(session, slot)
-      session.slot, jobs[slot] = nil, nil
+      session.slot = nil
       return slot
     end
   end
@@ -702,7 +708,7 @@ local function recover(previous, err)
   if not previous then
     slot = slot or native.in_hand()
     -- Where that raised, its session is in hand.
-    if in_turn and in_turn.number then native.end_session(in_turn.number, in_turn.slot) end
+    if in_turn and in_turn.number then release_locks(in_turn) end
     direct, in_turn = nil, nil
     set_tls(nil)
   end
@@ -757,13 +763,10 @@ function pump(ticket)
   local values = arrived[ticket]
   if values then
     arrived[ticket] = nil
-    if values[1] ~= STOPPED then
-      release(ticket)
-    elseif ticket > ONCE then
-      waiting[ticket] = nil
-      native.leave(ticket, true)
+    if values[1] == STOPPED then
+      abandon(ticket)
     else
-      waiting[ticket] = ABANDONED
+      release(ticket)
     end
     return unpack(values, 1, values.n)
   end
@@ -863,12 +866,7 @@ function scheduler.wait(ticket)
     return has_come(ticket, next_event(true, false, ticket))
   end
   if session and session.stop then
-    -- What is awaited may come all the same; nothing is, of those that are used once.
-    if ticket > ONCE then
-      native.leave(ticket, true)
-    else
-      waiting[ticket] = ABANDONED
-    end
+    abandon(ticket)
     error(session.stop.text, 0)
   end
   if can_suspend() then
